@@ -1,0 +1,1 @@
+//! The store: blobs, trees, index, records

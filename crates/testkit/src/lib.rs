@@ -1,0 +1,1 @@
+//! Hermetic command, registry and checkers for tests

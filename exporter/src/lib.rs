@@ -1,0 +1,1 @@
+//! Results to images in every output form

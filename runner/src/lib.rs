@@ -1,0 +1,1 @@
+//! Sandbox: namespaces, mounts, seccomp, capabilities, cgroups

@@ -1,0 +1,2 @@
+//! The `xbuild` program.
+fn main() {}
