@@ -1,1 +1,25 @@
-//! Sandbox: namespaces, mounts, seccomp, capabilities, cgroups
+//! Sandbox: namespaces, mounts, seccomp, capabilities, cgroups.
+//!
+//! One facility for RUN steps and containers. A [`Spec`] is plain data; a [`Launcher`] hands it to a small fork server
+//! (this program executed again, single-threaded; see [`helper`]) whose children become the sandboxed processes; a
+//! [`Running`] waits, kills and cleans up. [`users`] turns `USER` texts into numbers.
+//!
+//! Invariants: secrets travel over sockets and live in memory file systems only; no path below the root is resolved
+//! without the kernel's bound; when process 1 of a sandbox ends, its processes and mounts are gone before anybody is
+//! told; when the engine dies, so does everything it started.
+
+mod cgroup;
+mod cleanup;
+mod error;
+pub mod helper;
+mod launcher;
+mod protocol;
+pub mod sandbox;
+mod spec;
+pub mod users;
+
+pub use error::SandboxError;
+pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
+pub use spec::{
+    CgroupSpec, DEFAULT_PATH, Identity, MountSource, MountSpec, Network, Rlimit, Rootfs, Security, Spec,
+};
