@@ -94,6 +94,7 @@ fn identity(world: &World) {
     spec.user = Identity { uid: 1000, gid: 50, groups: vec![7, 50] };
     let ran = world.run(&spec);
     assert!(ran.stdout.starts_with("1000\n50\n50 7\n1000:50 644\n"), "{}", ran.stdout);
+    let mut spec = world.spec("true");
     spec.user.uid = u32::MAX;
     assert!(matches!(world.run(&spec).outcome, Err(SandboxError::Refused(_))));
 }
@@ -112,9 +113,12 @@ fn limits(world: &World) {
     let mut spec = world.spec("ulimit -n; ulimit -Hn");
     spec.rlimits = vec![limit(123, 234)];
     assert_eq!(world.run(&spec).text(), "123\n234\n");
+    let mut spec = world.spec("true");
     spec.rlimits = vec![limit(5, 1 << 40)];
     let error = world.run(&spec).outcome.expect_err("beyond the kernel's own limit");
     assert!(error.to_string().contains("nofile=5:1099511627776"), "{error}");
+    let mut spec = world.spec("true");
+    spec.rlimits = vec![limit(5, 5)];
     spec.rlimits[0].name = "wind".to_owned();
     assert!(world.run(&spec).outcome.is_err());
 }
