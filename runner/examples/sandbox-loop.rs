@@ -1,9 +1,26 @@
 //! Measures the cost of one sandbox: `sandbox-loop [ROUNDS] [THREADS]`, as root, with a static busybox.
 
+#![expect(clippy::print_stdout, reason = "it prints what it measured")]
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use xbuild_runner::{Launcher, Network, Rootfs, Spec, Stdio};
+
+/// What is varied, to see what costs.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    /// A plain directory, no engine files, host network.
+    Bare,
+    /// Over an overlay.
+    Overlay,
+    /// With `/etc/hosts` and `/etc/resolv.conf`, whose mount points are made and removed.
+    Files,
+    /// The same over a skeleton that has the mount points.
+    Skeleton,
+    /// With a network namespace of its own.
+    Isolated,
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     xbuild_runner::helper::main_if_requested();
@@ -18,14 +35,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::copy("/bin/busybox", lower.join("bin/busybox"))?;
     let launcher = Launcher::new()?;
     launcher.warm_up()?;
-    for network in [Network::Host, Network::None] {
+    for shape in [Shape::Bare, Shape::Overlay, Shape::Files, Shape::Skeleton, Shape::Isolated] {
         let mut times: Vec<Duration> = Vec::new();
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..threads)
                 .map(|worker| {
                     let (launcher, lower) = (&launcher, &lower);
-                    let base = folder.path().join(format!("{network:?}-{worker}"));
-                    scope.spawn(move || (0..rounds).map(|round| one(launcher, lower, &base, round, network)).collect::<Vec<_>>())
+                    let base = folder.path().join(format!("{shape:?}-{worker}"));
+                    scope.spawn(move || {
+                        (0..rounds).map(|round| one(launcher, lower, &base, round, shape)).collect::<Vec<_>>()
+                    })
                 })
                 .collect();
             for worker in workers {
@@ -34,20 +53,31 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
         times.sort();
         let at = |share: usize| times[(times.len() - 1) * share / 100];
-        println!("{network:?}: min {:?} median {:?} p90 {:?} max {:?}", at(0), at(50), at(90), at(100));
+        println!("{shape:?}: min {:?} median {:?} p90 {:?} max {:?}", at(0), at(50), at(90), at(100));
     }
     Ok(())
 }
 
-fn one(launcher: &Launcher, lower: &Path, base: &Path, round: usize, network: Network) -> Duration {
+fn one(launcher: &Launcher, lower: &Path, base: &Path, round: usize, shape: Shape) -> Duration {
     let (upper, work) = (base.join(format!("{round}/upper")), base.join(format!("{round}/work")));
     fs::create_dir_all(&upper).expect("upper");
     fs::create_dir_all(&work).expect("work");
-    let root = Rootfs::Overlay { lower: vec![lower.to_owned()], upper, work, volatile: true, userxattr: false };
+    let mut lowers = vec![lower.to_owned()];
+    if matches!(shape, Shape::Skeleton | Shape::Isolated) {
+        let skeleton = base.with_file_name("skeleton");
+        xbuild_runner::skeleton::create(&skeleton).expect("skeleton");
+        lowers.push(skeleton);
+    }
+    let root = match shape {
+        Shape::Bare => Rootfs::Directory(lower.to_owned()),
+        _ => Rootfs::Overlay { lower: lowers, upper, work, volatile: true, userxattr: false },
+    };
     let mut spec = Spec::new(root, ["/bin/busybox", "true"].map(str::to_owned).to_vec());
-    spec.hosts_file = Some(b"127.0.0.1\tlocalhost\n".to_vec());
-    spec.resolv_conf = Some(b"nameserver 1.1.1.1\n".to_vec());
-    spec.network = network;
+    if matches!(shape, Shape::Files | Shape::Skeleton | Shape::Isolated) {
+        spec.hosts_file = Some(b"127.0.0.1\tlocalhost\n".to_vec());
+        spec.resolv_conf = Some(b"nameserver 1.1.1.1\n".to_vec());
+    }
+    spec.network = if matches!(shape, Shape::Isolated) { Network::None } else { Network::Host };
     let start = Instant::now();
     let running = launcher.start(&spec, Stdio::default()).expect("start");
     let outcome = running.wait().expect("outcome");

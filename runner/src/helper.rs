@@ -5,6 +5,7 @@
 //! for the sandbox to be ended; so does a peer that vanishes, which covers a killed engine. When the control socket
 //! ends, everything still running is killed and the helper ends.
 
+use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
 use crate::protocol::{Frame, HELPER_NAME, send};
 use crate::sandbox;
@@ -54,9 +55,14 @@ fn serve() -> io::Result<()> {
         return Err(io::Error::other("the sandbox helper must be single-threaded"));
     }
     let control = xbuild_sys::adopt(0)?;
+    // Inherited by every sandbox, so done once: default signals (Rust ignores SIGPIPE), the compiled filter, and the
+    // control group that says which devices may be opened.
+    xbuild_sys::reset_signals()?;
+    sandbox::seccomp::docker_default();
+    let devices = DeviceControl::establish();
     let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&poller, &control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
-    let mut server = Server { poller, children: HashMap::new(), next: 1 };
+    let mut server = Server { poller, children: HashMap::new(), next: 1, devices };
     let mut open = true;
     let mut events = Vec::with_capacity(16);
     while open || !server.children.is_empty() {
@@ -85,6 +91,7 @@ struct Server {
     poller: OwnedFd,
     children: HashMap<u64, Child>,
     next: u64,
+    devices: DeviceControl,
 }
 
 impl Server {
@@ -103,7 +110,7 @@ impl Server {
 
     fn start(&mut self, fds: SessionFds) {
         let forked = match xbuild_sys::fork_pid_namespace(true) {
-            Ok(Forked::Child) => sandbox::enter(fds),
+            Ok(Forked::Child) => sandbox::enter(fds, &self.devices),
             Ok(Forked::Parent { pidfd, .. }) => pidfd,
             Err(error) => {
                 let failure = Err::<(), _>(error).during(|| "start of a process in a new pid namespace".to_owned());
@@ -132,7 +139,9 @@ impl Server {
 
     fn child_event(&mut self, event: u64) {
         let key = event / 2;
-        let Some(child) = self.children.get(&key) else { return };
+        let Some(child) = self.children.get(&key) else {
+            return;
+        };
         if event % 2 == 1 {
             let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
             let _ = epoll::delete(&self.poller, &child.session);

@@ -2,7 +2,7 @@
 
 use crate::cleanup;
 use crate::error::SandboxError;
-use crate::protocol::{Frame, HELPER_NAME, Leftovers, Request, receive, send};
+use crate::protocol::{Frame, HELPER_NAME, Leftovers, receive, send};
 use crate::spec::{Rootfs, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -113,8 +113,10 @@ impl Launcher {
         self.announce(&theirs, &stdio)?;
         drop((theirs, stdio));
         // A failed write means that the process is gone already; why, is in the frames that `wait` reads.
-        match send(ours.as_fd(), &Request { spec: spec.clone() }) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(SandboxError::Helper(error)),
+        match send(ours.as_fd(), spec) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(SandboxError::Helper(error));
+            }
             _ => {}
         }
         let writable = match &spec.root {
@@ -281,7 +283,9 @@ impl Running {
             }
             Ok(Some(Frame::NotStarted(failure))) => return Err(failure.into()),
             Ok(Some(Frame::Ended { code, signal })) => return self.finish(code, signal).map(Some),
-            Ok(None) => return Err(self.state.failure.take().unwrap_or(SandboxError::HelperGone)),
+            Ok(None) => {
+                return Err(self.state.failure.take().unwrap_or(SandboxError::HelperGone));
+            }
             Err(error) => return Err(SandboxError::Protocol(error.to_string())),
         }
         Ok(None)

@@ -10,16 +10,16 @@
 
 mod cgroup;
 mod cleanup;
+mod devices;
 mod error;
 pub mod helper;
 mod launcher;
 mod protocol;
 pub mod sandbox;
+pub mod skeleton;
 mod spec;
 pub mod users;
 
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
-pub use spec::{
-    CgroupSpec, DEFAULT_PATH, Identity, MountSource, MountSpec, Network, Rlimit, Rootfs, Security, Spec,
-};
+pub use spec::{CgroupSpec, DEFAULT_PATH, Identity, MountSource, MountSpec, Network, Rlimit, Rootfs, Security, Spec};

@@ -1,11 +1,10 @@
 //! Messages between engine, helper and the new process.
 //!
 //! The control socket (`SEQPACKET`) carries only descriptors: a session socket and the three standard streams. The
-//! session (`STREAM`) then carries one request towards the new process and frames back: `u32` length in native order,
-//! then JSON. Nothing travels in arguments or the environment, since requests hold secrets.
+//! session (`STREAM`) then carries one [`crate::Spec`] towards the new process and [`Frame`]s back: `u32` length in
+//! native order, then JSON. Nothing travels in arguments or the environment, since requests hold secrets.
 
 use crate::error::Failure;
-use crate::spec::Spec;
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,12 +16,6 @@ pub(crate) const HELPER_NAME: &str = "xbuild-sandbox";
 
 /// The longest frame that is accepted.
 pub(crate) const FRAME_LIMIT: usize = 64 << 20;
-
-/// What the new process is asked to become.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Request {
-    pub(crate) spec: Spec,
-}
 
 /// What comes back.
 #[derive(Debug, Serialize, Deserialize)]

@@ -77,13 +77,15 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 pub enum Rootfs {
     /// Read-only directories with a writable one over them.
     Overlay {
-        /// The topmost first.
+        /// The topmost first. With [`crate::skeleton`] as the last, no mount points need to be made for hosts and
+        /// resolv.conf in images that lack them.
         lower: Vec<PathBuf>,
         /// Receives the changes.
         upper: PathBuf,
         /// Empty directory on the file system of `upper`.
         work: PathBuf,
-        /// No syncing, also not at unmount: a crash may lose the upper directory, which is then thrown away.
+        /// No syncing, also not at unmount: a crash may lose the upper directory, which is then thrown away. The kernel
+        /// marks `work` by it and refuses it another time until `work/incompat` is removed.
         volatile: bool,
         /// Keep overlay's own attributes in `user.*`, as rootless users must.
         userxattr: bool,

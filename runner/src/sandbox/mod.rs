@@ -9,8 +9,9 @@ pub mod seccomp;
 mod staging;
 mod system;
 
+use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
-use crate::protocol::{Frame, Leftovers, Request, receive, send};
+use crate::protocol::{Frame, Leftovers, receive, send};
 use crate::spec::{Network, Security, Spec};
 use program::Program;
 use resolve::Root;
@@ -24,9 +25,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Becomes the sandboxed process: reads the request from the session, sets everything up and executes the command.
 /// Runs as process 1 of a new pid namespace, in a copy of the helper, and never returns into it.
-pub(crate) fn enter([session, stdin, stdout, stderr]: [OwnedFd; 4]) -> ! {
+pub(crate) fn enter([session, stdin, stdout, stderr]: [OwnedFd; 4], devices: &DeviceControl) -> ! {
     let mut leftovers = Leftovers::default();
-    let work = std::panic::AssertUnwindSafe(|| set_up(&session, [stdin, stdout, stderr], &mut leftovers));
+    let work = std::panic::AssertUnwindSafe(|| set_up(&session, [stdin, stdout, stderr], devices, &mut leftovers));
     let failure = match std::panic::catch_unwind(work) {
         Ok(Ok(never)) => match never {},
         Ok(Err(failure)) => failure,
@@ -38,14 +39,23 @@ pub(crate) fn enter([session, stdin, stdout, stderr]: [OwnedFd; 4]) -> ! {
 }
 
 /// The order, each step with its reason.
-fn set_up(session: &OwnedFd, stdio: [OwnedFd; 3], leftovers: &mut Leftovers) -> Result<Infallible, Failure> {
+fn set_up(
+    session: &OwnedFd,
+    stdio: [OwnedFd; 3],
+    devices: &DeviceControl,
+    leftovers: &mut Leftovers,
+) -> Result<Infallible, Failure> {
     // If the helper is killed, so is this process: nothing may outlive the engine.
     die_with_helper()?;
-    let request = receive::<Request>(session.as_fd()).during(|| "read the sandbox request".to_owned())?;
-    let spec = request.ok_or_else(|| Failure::Refused("the engine took its request back".to_owned()))?.spec;
+    let request = receive::<Spec>(session.as_fd()).during(|| "read the sandbox request".to_owned())?;
+    let spec = request.ok_or_else(|| Failure::Refused("the engine took its request back".to_owned()))?;
     // While /proc is the host's: needs its /proc/self/exe, and finds mistakes before any work.
     let program = Program::new(&spec.args, &spec.env)?;
     umask(Mode::empty());
+    // The helper's own group limits devices; its children are in it from birth.
+    if spec.security == Security::Insecure {
+        devices.leave()?;
+    }
     // Before the cgroup namespace, whose root is the group we are in when it is made.
     if let Some(cgroup) = &spec.cgroup {
         crate::cgroup::join(cgroup)?;
@@ -55,7 +65,7 @@ fn set_up(session: &OwnedFd, stdio: [OwnedFd; 3], leftovers: &mut Leftovers) -> 
     // Nothing mounted from here on reaches the host, and nothing the host mounts reaches us.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during(|| "make the mounts private".to_owned())?;
-    let root = build_root(&spec, host_root.as_fd(), leftovers)?;
+    let root = build_root(&spec, host_root.as_fd(), devices, leftovers)?;
     swap_root(&root, host_root)?;
     // By descriptor and after the swap, so that the directory is inside whatever its name is (CVE-2024-21626).
     enter_directory(&root, &spec.cwd)?;
@@ -91,14 +101,24 @@ fn new_namespaces(spec: &Spec) -> Result<(), Failure> {
 }
 
 /// Mounts the root file system and everything over it, in the new mount namespace.
-fn build_root(spec: &Spec, host_root: BorrowedFd<'_>, leftovers: &mut Leftovers) -> Result<Root, Failure> {
+fn build_root(
+    spec: &Spec,
+    host_root: BorrowedFd<'_>,
+    devices: &DeviceControl,
+    leftovers: &mut Leftovers,
+) -> Result<Root, Failure> {
+    let nodev = spec.security == Security::Sandbox && !devices.is_on();
     let tree = rootfs::mount_root(&spec.root)?;
+    if nodev {
+        let flags = xbuild_sys::MountFlags { nodev: true, ..Default::default() };
+        xbuild_sys::set_mount_flags(tree.as_fd(), flags, false).during(|| "shut devices in the root".to_owned())?;
+    }
     let mut staging = Staging::new(host_root)?;
     // Over the host's root directory: a place that exists everywhere and that no path of ours leads through.
     rootfs::attach(tree.as_fd(), host_root).during(|| "attach the root file system".to_owned())?;
     let root = Root::new(tree)?;
     let system = system::mount_system(&root, spec)?;
-    mounts::mount_all(&root, spec, &mut staging, leftovers)?;
+    mounts::mount_all(&root, spec, nodev, &mut staging, leftovers)?;
     // Last, so that no mount of the request lies over a mask.
     if spec.security == Security::Sandbox {
         system::mask(&system, &mut staging)?;
@@ -157,7 +177,6 @@ fn stay_as_init() -> Result<(), Failure> {
 
 /// Gives up what the command must not have.
 fn restrict(spec: &Spec) -> Result<(), Failure> {
-    xbuild_sys::reset_signals().during(|| "reset the signals".to_owned())?;
     // While still privileged: hard limits may be raised with CAP_SYS_RESOURCE.
     identity::set_limits(&spec.rlimits)?;
     identity::limit_capabilities(spec.security)?;

@@ -14,34 +14,31 @@ use xbuild_sys::MountFlags;
 
 const PROC_MAGIC: u64 = 0x9fa0;
 
-/// Mounts what `spec` lists, after the files the engine itself lays over the image.
+/// Mounts what `spec` lists, after the files the engine itself lays over the image. With `nodev`, device nodes in them
+/// cannot be opened.
 pub(super) fn mount_all(
     root: &Root,
     spec: &Spec,
+    nodev: bool,
     staging: &mut Staging,
     leftovers: &mut Leftovers,
 ) -> Result<(), Failure> {
+    let all = MountFlags { nodev, ..MountFlags::default() };
     for (data, path) in [(&spec.resolv_conf, "/etc/resolv.conf"), (&spec.hosts_file, "/etc/hosts")] {
         if let Some(data) = data {
             let file = staging.file(data, 0o644, (0, 0))?;
-            place(root, path, file, true, leftovers)?;
+            place(root, path, file, MountFlags { readonly: true, ..all }, leftovers)?;
         }
     }
     for mount in &spec.mounts {
         let tree = detached(mount, staging)?;
-        place(root, &mount.destination, tree, mount.readonly, leftovers)?;
+        place(root, &mount.destination, tree, MountFlags { readonly: mount.readonly, ..all }, leftovers)?;
     }
     Ok(())
 }
 
 /// Attaches a detached mount at a path of the root.
-fn place(
-    root: &Root,
-    path: &str,
-    tree: OwnedFd,
-    readonly: bool,
-    leftovers: &mut Leftovers,
-) -> Result<(), Failure> {
+fn place(root: &Root, path: &str, tree: OwnedFd, flags: MountFlags, leftovers: &mut Leftovers) -> Result<(), Failure> {
     let kind = match type_of(tree.as_fd()).during(|| format!("look at the source of the mount `{path}`"))? {
         FileType::Directory => Kind::Directory,
         _ => Kind::File,
@@ -51,9 +48,8 @@ fn place(
     if on.f_type as u64 == PROC_MAGIC {
         return Err(Failure::Refused(format!("`{path}` cannot be mounted because it is inside /proc")));
     }
-    if readonly {
-        let flags = MountFlags { readonly: true, ..MountFlags::default() };
-        xbuild_sys::set_mount_flags(tree.as_fd(), flags, true).during(|| format!("make `{path}` read-only"))?;
+    if flags != MountFlags::default() {
+        xbuild_sys::set_mount_flags(tree.as_fd(), flags, true).during(|| format!("protect `{path}`"))?;
     }
     attach(tree.as_fd(), target.as_fd()).during(|| format!("mount `{path}`"))
 }
@@ -66,12 +62,8 @@ fn detached(mount: &MountSpec, staging: &mut Staging) -> Result<OwnedFd, Failure
             clone_tree(source.as_fd(), *recursive).during(label)
         }
         MountSource::Overlay { lower, scratch, selector } => {
-            let writable = scratch.as_ref().map(|(upper, work)| Writable {
-                upper,
-                work,
-                volatile: true,
-                userxattr: false,
-            });
+            let writable =
+                scratch.as_ref().map(|(upper, work)| Writable { upper, work, volatile: true, userxattr: false });
             let tree = overlay(lower, writable.as_ref())?;
             if selector.trim_matches('/').is_empty() {
                 return Ok(tree);

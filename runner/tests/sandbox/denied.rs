@@ -11,6 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     ("namespaces_and_mounts_are_denied", denied),
     ("no_descriptor_leaks", descriptors),
     ("host_devices_cannot_be_read", devices),
+    ("the_helper_is_in_a_device_group", device_list),
     ("setuid_programs_work", setuid),
 ];
 
@@ -24,7 +25,8 @@ fn field(text: &str, name: &str) -> u64 {
 fn status(world: &World) {
     let ran = world.sh("cat /proc/self/status");
     let text = ran.text();
-    for (name, expected) in [("CapInh:", 0), ("CapAmb:", 0), ("CapBnd:", DOCKER), ("CapEff:", DOCKER), ("CapPrm:", DOCKER)]
+    for (name, expected) in
+        [("CapInh:", 0), ("CapAmb:", 0), ("CapBnd:", DOCKER), ("CapEff:", DOCKER), ("CapPrm:", DOCKER)]
     {
         assert_eq!(field(text, name), expected, "{name}");
     }
@@ -87,8 +89,30 @@ fn setuid(world: &World) {
     std::fs::copy("/bin/busybox", &su).expect("copy");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
     std::fs::set_permissions(&su, mode).expect("mode");
-    std::fs::write(world.lower().join("etc/passwd"), "root::0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n").expect("passwd");
+    std::fs::write(world.lower().join("etc/passwd"), "root::0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n")
+        .expect("passwd");
     let mut spec = world.spec("/opt/su root -c 'id -u'");
     spec.user.uid = 1000;
     assert_eq!(world.run(&spec).text(), "0\n");
+}
+
+fn device_list(world: &World) {
+    // Only where the controller exists; elsewhere mounts are nodev, which `devices` covers.
+    let groups = std::fs::read_to_string("/proc/self/cgroup").expect("groups");
+    if !groups.lines().any(|line| line.contains(":devices:")) {
+        return;
+    }
+    let group = |text: &str| text.lines().find(|line| line.contains(":devices:")).map(str::to_owned);
+    let mut spec = world.spec("cat /proc/self/cgroup; sleep 0.2");
+    let running = crate::world::launcher().start(&spec, xbuild_runner::Stdio::default()).expect("start");
+    let found = std::fs::read_dir("/sys/fs/cgroup/devices").expect("devices").flatten().find(|entry| {
+        entry.file_name().to_string_lossy().starts_with("xbuild-")
+            && std::fs::read_to_string(entry.path().join("devices.list")).is_ok_and(|list| list.contains("c 136:* rwm"))
+    });
+    assert!(found.is_some(), "no group with docker's list");
+    assert_eq!(running.wait().expect("outcome").code(), 0);
+    spec = world.spec("cat /proc/self/cgroup");
+    spec.security = Security::Insecure;
+    // The cgroup namespace starts at the group the process is in, so both show `/`.
+    assert!(group(world.run(&spec).text()).is_some());
 }

@@ -1,5 +1,7 @@
 //! Real sandboxes with a static busybox. Needs root; skips by name and reason otherwise.
 
+#![expect(clippy::print_stdout, reason = "a test program reports on standard output")]
+
 mod basics;
 mod denied;
 mod mounted;

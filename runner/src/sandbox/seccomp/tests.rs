@@ -28,15 +28,15 @@ fn run(program: &[Instruction], architecture: u32, number: u32, argument: u64) -
     }
 }
 
-fn everything() -> Vec<(u32, Vec<Instruction>, Vec<(u32, Verdict)>)> {
+/// An architecture, the filter it is in, and what it should answer.
+type Subject = (u32, Vec<Instruction>, Vec<(u32, Verdict)>);
+
+fn everything() -> Vec<Subject> {
     [(vec![X86_64_TABLE, I386_TABLE]), vec![AARCH64_TABLE]]
         .into_iter()
         .flat_map(|architectures| {
             let program = compile(&architectures);
-            architectures
-                .into_iter()
-                .map(move |one| (one.audit, program.clone(), calls(one.table)))
-                .collect::<Vec<_>>()
+            architectures.into_iter().map(move |one| (one.audit, program.clone(), calls(one.table))).collect::<Vec<_>>()
         })
         .collect()
 }
