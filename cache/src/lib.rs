@@ -1,1 +1,3 @@
 //! The store: blobs, trees, index, records
+
+pub mod tree;
