@@ -30,6 +30,7 @@ mod index;
 mod lock;
 mod record;
 mod store;
+pub mod tree;
 mod trees;
 
 pub use blob::{BlobWriter, Packing};
