@@ -209,6 +209,7 @@ fn request(args: &BuildArgs) -> Result<Request> {
         cache_from: args.cache_from.iter().map(|c| cache(c, "src")).collect::<Result<_>>()?,
         provenance: provenance(args)?,
         max_parallelism: args.max_parallelism.unwrap_or(0),
+        output_owner: Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())),
         docker_config: super::docker_config(),
     })
 }

@@ -288,8 +288,7 @@ pub(crate) fn options(request: &Request) -> frontend::Options {
         shm_size: request.shm_size,
         ulimits: request.ulimits.clone(),
         cgroup_parent: request.cgroup_parent.clone(),
-        source_date_epoch: request.source_date_epoch,
-        ..frontend::Options::default()
+        ..frontend::Options::new(Platform::host())
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{EngineError, git, http};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use xbuild_cache::tree::{self, View};
+use xbuild_cache::tree::{CopyOptions, CopySource, DiffWriter, Limits, Marks, View};
 use xbuild_cache::{Staging, Store};
 use xbuild_frontend::ignore;
 use xbuild_graph::GitSource;
@@ -92,8 +92,7 @@ fn load_stream(request: &Request, store: &Store, bytes: &[u8]) -> Result<MainInp
     let staging = store.staging()?;
     let path = staging.path().join("fs");
     std::fs::create_dir(&path).map_err(|e| EngineError::io("make", &path, e))?;
-    if tree::is_archive(bytes) {
-        tree::unpack_context(bytes, &path)?;
+    if unpack(bytes, staging.path(), &path)? {
         return finish(request, path, Some(staging), true);
     }
     if let DockerfileInput::Path(path) = &request.dockerfile {
@@ -104,6 +103,38 @@ fn load_stream(request: &Request, store: &Store, bytes: &[u8]) -> Result<MainInp
     }
     let dockerfile = Dockerfile { name: "Dockerfile".into(), bytes: bytes.to_vec() };
     Ok(MainInput { context: LocalContext { path, excludes: Vec::new(), _staging: Some(staging) }, dockerfile })
+}
+
+/// Unpacks an archive of any known compression; false if the bytes are none.
+pub(crate) fn unpack(bytes: &[u8], work: &Path, target: &Path) -> Result<bool, EngineError> {
+    let holder = work.join("archive");
+    let file = holder.join("archive");
+    std::fs::create_dir(&holder).and_then(|()| std::fs::write(&file, bytes)).map_err(|e| EngineError::io("write", &file, e))?;
+    let never = |_: &str, _: &str| false;
+    let options = CopyOptions {
+        destination: Path::new("/"),
+        owner: None,
+        keep_owner: true,
+        mode: None,
+        unpack: true,
+        parents: false,
+        excludes: None,
+        wildcard: &never,
+        glob: &never,
+        mtime: None,
+        limits: Limits::default(),
+    };
+    let empty: [&Path; 0] = [];
+    let writer = DiffWriter::new(target, View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
+    let view = View::context(&holder, None)?;
+    let source = CopySource::Path { view: &view, path: Path::new("/archive"), wildcard: false, required: true };
+    writer.copy(&[source], &options)?;
+    writer.finish()?;
+    std::fs::remove_dir_all(&holder).map_err(|e| EngineError::io("remove", &holder, e))?;
+    let copied = target.join("archive");
+    let same = std::fs::metadata(&copied).is_ok_and(|m| m.len() == bytes.len() as u64);
+    let alone = std::fs::read_dir(target).is_ok_and(|d| d.count() == 1);
+    Ok(!(same && alone))
 }
 
 fn finish(request: &Request, path: PathBuf, staging: Option<Staging>, remote: bool) -> Result<MainInput, EngineError> {
@@ -144,8 +175,9 @@ fn in_context(context: &View, name: &str) -> Result<(Dockerfile, Option<Vec<u8>>
 }
 
 fn parse_ignore(text: Option<Vec<u8>>) -> Result<Vec<String>, EngineError> {
-    let patterns = text.map(|t| ignore::parse(&t)).unwrap_or_default();
-    ignore::Matcher::new(&patterns).map_err(|e| EngineError::Source(format!(".dockerignore: {e}")))?;
+    let bad = |e: ignore::IgnoreError| EngineError::Source(e.to_string());
+    let patterns = text.map(|t| ignore::parse(&t)).transpose().map_err(bad)?.unwrap_or_default();
+    ignore::Matcher::new(&patterns).map_err(bad)?;
     Ok(patterns)
 }
 

@@ -36,6 +36,12 @@ pub enum EngineError {
     /// The export failed.
     #[error(transparent)]
     Export(#[from] xbuild_exporter::ExportError),
+    /// A process of a step failed.
+    #[error("process \"{}\" did not complete successfully: {}", .0.command, .0.why)]
+    Process(StepFailure),
+    /// The sandbox could not be set up.
+    #[error(transparent)]
+    Sandbox(#[from] xbuild_runner::SandboxError),
     /// Ctrl-C.
     #[error("the build was cancelled")]
     Cancelled,
@@ -56,6 +62,15 @@ pub struct StepError {
     pub tail: Vec<String>,
     /// Place and excerpt in the Dockerfile.
     pub excerpt: String,
+}
+
+/// How a process of a step failed.
+#[derive(Clone, Debug)]
+pub struct StepFailure {
+    /// Its command line.
+    pub command: String,
+    /// `exit code: 1`.
+    pub why: String,
 }
 
 impl EngineError {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use xbuild_cache::tree::{self, Marks, Times, View};
+use xbuild_cache::tree::{self, Ids, Marks, TarOptions, Time, View};
 use xbuild_cache::{Packing, Store, Tree, TreeId};
 use xbuild_exporter::image::{Annotations, Bundle, Image};
 use xbuild_exporter::layers::{self, LayerOptions, LayerTar};
@@ -30,9 +30,9 @@ pub(crate) struct Built {
 pub(crate) struct StoreLayers;
 
 impl LayerTar for StoreLayers {
-    fn write_layer(&self, layer: &Tree, clamp: Option<i64>, out: &mut dyn Write) -> io::Result<()> {
-        let times = clamp.map_or(Times::Kept, Times::Clamped);
-        tree::write_layer(&layer.dirs, Marks::Trusted, times, out).map_err(io::Error::other)
+    fn write_layer(&self, layer: &Tree, clamp: Option<i64>, mut out: &mut dyn Write) -> io::Result<()> {
+        let options = TarOptions { clamp, base: None };
+        tree::write_layer(&layer.dirs, Marks::Trusted, options, &mut out).map_err(io::Error::other)
     }
 }
 
@@ -182,38 +182,47 @@ impl Exporter<'_> {
     }
 
     fn tar(&self, output: &Output, dest: &Destination) -> Result<Exported, EngineError> {
-        let clamp = self.times();
-        to_destination(dest, |out| {
-            for built in self.built {
-                let prefix = self.split(output).then(|| built.platform.directory());
-                let dirs = self.store.dirs(built.tree)?;
-                tree::write_root(&dirs, Marks::Trusted, clamp, prefix.as_deref().map(Path::new), out)?;
-            }
-            out.write_all(&[0; 1024]).map_err(|e| EngineError::io("write", Path::new("the tar"), e))
-        })?;
+        let [built] = self.built else {
+            return Err(EngineError::Source("a tar of several platforms is not there yet; use type=local".into()));
+        };
+        let _ = output;
+        let view = View::layers(&self.store.dirs(built.tree)?, Marks::Trusted)?;
+        to_destination(dest, |mut out| Ok(tree::write_root(&view, self.request.source_date_epoch, &mut out)?))?;
         Ok(Exported::default())
     }
 
     fn local(&self, output: &Output, dest: &Path, delete: bool) -> Result<Exported, EngineError> {
+        if delete && dest.exists() {
+            clear(dest)?;
+        }
         std::fs::create_dir_all(dest).map_err(|e| EngineError::io("make", dest, e))?;
+        let clamp = self.request.source_date_epoch.map(|seconds| Time { seconds, nanos: 0 });
+        let owner = self.request.output_owner.map(|(uid, gid)| Ids { uid, gid });
         for built in self.built {
             let target = match self.split(output) {
                 true => dest.join(built.platform.directory()),
                 false => dest.to_owned(),
             };
             let view = View::layers(&self.store.dirs(built.tree)?, Marks::Trusted)?;
-            tree::write_directory(&view, &target, self.times(), delete)?;
+            tree::export_to_directory(&view, &target, owner, clamp)?;
         }
         Ok(Exported::default())
-    }
-
-    fn times(&self) -> Times {
-        self.request.source_date_epoch.map_or(Times::Kept, Times::Clamped)
     }
 
     fn split(&self, output: &Output) -> bool {
         output.platform_split.unwrap_or(self.request.platforms.len() > 1)
     }
+}
+
+/// Empties a directory that the result replaces (`mode=delete`).
+fn clear(directory: &Path) -> Result<(), EngineError> {
+    for entry in std::fs::read_dir(directory).map_err(|e| EngineError::io("read", directory, e))?.flatten() {
+        let path = entry.path();
+        let real = entry.file_type().is_ok_and(|t| t.is_dir());
+        let removed = if real { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.map_err(|e| EngineError::io("remove", &path, e))?;
+    }
+    Ok(())
 }
 
 fn summary(bundle: &Bundle, names: Vec<String>) -> Exported {

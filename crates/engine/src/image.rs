@@ -5,9 +5,9 @@ use crate::event::{EventKind, Events, StepId};
 use crate::net::Net;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use xbuild_cache::tree::{self, Marks};
+use std::sync::{Condvar, Mutex, PoisonError};
+use xbuild_cache::tree::{self, Base, Limits, Marks, TreeError, View};
 use xbuild_cache::{NewTree, Packing, Staging, Store, StoreError, TreeId};
 use xbuild_frontend::ResolvedImage;
 use xbuild_graph::{ImageSource, Platform};
@@ -207,7 +207,8 @@ impl Images<'_> {
                 None => break,
             }
         }
-        let unpacked = self.unpack_all(&layers[known..], &origin, &source.reference, events, step)?;
+        let job = Unpack { origin: &origin, shown: &source.reference, events, step, below: self.store.dirs(tree)? };
+        let unpacked = self.unpack_all(&layers[known..], &job)?;
         for (staging, (_, diff_id)) in unpacked.into_iter().zip(&layers[known..]) {
             let new = NewTree { parent: Some(tree), diff_id: Some(*diff_id), ..NewTree::default() };
             tree = self.store.add_tree(Some(staging), &new)?;
@@ -216,33 +217,28 @@ impl Images<'_> {
     }
 
     /// Fetches and unpacks layers, several at once, each into a directory of its own.
-    fn unpack_all(&self, layers: &[(Descriptor, Digest)], origin: &Origin, shown: &str, events: &Events, step: StepId) -> Result<Vec<Staging>, EngineError> {
+    fn unpack_all(&self, layers: &[(Descriptor, Digest)], job: &Unpack<'_>) -> Result<Vec<Staging>, EngineError> {
         let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<(usize, Result<Staging, EngineError>)>> = Mutex::default();
+        let finished = Finished::new(layers.len());
         let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2).min(layers.len());
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    loop {
-                        let n = next.fetch_add(1, Ordering::Relaxed);
-                        let Some((layer, diff_id)) = layers.get(n) else { return };
-                        let result = self.unpack_one(layer, *diff_id, origin, shown, events, step);
-                        let failed = result.is_err();
-                        done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((n, result));
-                        if failed {
+                    while let Some((n, (layer, diff_id))) = nth(layers, &next) {
+                        let result = self.unpack_one(layer, *diff_id, job, &|| finished.view_below(n, &job.below));
+                        if result.is_err() {
                             next.store(layers.len(), Ordering::Relaxed);
                         }
+                        finished.set(n, result);
                     }
                 });
             }
         });
-        let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        done.sort_by_key(|(n, _)| *n);
-        done.into_iter().map(|(_, result)| result).collect()
+        finished.into_results()
     }
 
-    fn unpack_one(&self, layer: &Descriptor, diff_id: Digest, origin: &Origin, shown: &str, events: &Events, step: StepId) -> Result<Staging, EngineError> {
-        self.bring(layer, origin, shown, events, step)?;
+    fn unpack_one(&self, layer: &Descriptor, diff_id: Digest, job: &Unpack<'_>, base: Base<'_>) -> Result<Staging, EngineError> {
+        self.bring(layer, job.origin, job.shown, job.events, job.step)?;
         let path = self.store.blob_path(layer.digest);
         let file = std::fs::File::open(&path).map_err(|e| EngineError::io("open", &path, e))?;
         let (mut reader, packing) = decompressed(file).map_err(|e| EngineError::io("read", &path, e))?;
@@ -250,11 +246,12 @@ impl Images<'_> {
         let target = staging.path().join("fs");
         std::fs::create_dir(&target).map_err(|e| EngineError::io("make", &target, e))?;
         let mut hashed = HashReader { inner: &mut reader, hash: Sha256Writer::new(std::io::sink()) };
-        tree::unpack_layer(&mut hashed, &target, Marks::Trusted)?;
+        tree::unpack_layer(&mut hashed, &target, base, Marks::Trusted, Limits::default())?;
         std::io::copy(&mut hashed, &mut std::io::sink()).map_err(|e| EngineError::io("read", &path, e))?;
         let (_, found, _) = hashed.hash.finish();
         if found != diff_id {
-            return Err(StoreError::Digest { what: format!("the unpacked layer {} of {shown}", layer.digest), found, expected: diff_id }.into());
+            let what = format!("the unpacked layer {} of {}", layer.digest, job.shown);
+            return Err(StoreError::Digest { what, found, expected: diff_id }.into());
         }
         // -100: packed by others, whatever level they took.
         let foreign = match packing {
@@ -299,6 +296,70 @@ impl Images<'_> {
         }
         blob.finish(Some(layer.digest))?;
         Ok(())
+    }
+}
+
+/// One image's unpacking.
+struct Unpack<'a> {
+    origin: &'a Origin,
+    shown: &'a str,
+    events: &'a Events,
+    step: StepId,
+    /// Directories of layers that were there already, top first.
+    below: Vec<PathBuf>,
+}
+
+fn nth<'a, T>(items: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
+    let n = next.fetch_add(1, Ordering::Relaxed);
+    Some((n, items.get(n)?))
+}
+
+/// Layers that are done. Most do not look at those below; one that has a hard link to a lower layer waits for them.
+struct Finished {
+    results: Mutex<Vec<Option<Result<Staging, EngineError>>>>,
+    changed: Condvar,
+}
+
+impl Finished {
+    fn new(count: usize) -> Self {
+        Self { results: Mutex::new((0..count).map(|_| None).collect()), changed: Condvar::new() }
+    }
+
+    fn set(&self, n: usize, result: Result<Staging, EngineError>) {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)[n] = Some(result);
+        self.changed.notify_all();
+    }
+
+    /// The tree below layer `n`, once all of it is there. Lower layers were started before, so they end.
+    fn view_below(&self, n: usize, below: &[PathBuf]) -> tree::Result<View> {
+        let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = |r: &mut Vec<Option<Result<Staging, EngineError>>>| r[..n].iter().any(Option::is_none);
+        let results = self.changed.wait_while(results, waiting).unwrap_or_else(PoisonError::into_inner);
+        let mut dirs: Vec<PathBuf> = Vec::new();
+        for result in results[..n].iter().rev().flatten() {
+            match result {
+                Ok(staging) => dirs.push(staging.path().join("fs")),
+                Err(_) => return Err(TreeError::Archive(std::io::Error::other("a layer below could not be unpacked"))),
+            }
+        }
+        dirs.extend_from_slice(below);
+        View::layers(&dirs, Marks::Trusted)
+    }
+
+    fn into_results(self) -> Result<Vec<Staging>, EngineError> {
+        let results = self.results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let failed = |r: &Option<Result<Staging, EngineError>>| matches!(r, Some(Err(_)));
+        let error_first = results.iter().position(failed);
+        let mut staged = Vec::new();
+        for (n, result) in results.into_iter().enumerate() {
+            match result {
+                Some(Err(error)) => return Err(error),
+                Some(Ok(staging)) => staged.push(staging),
+                None if error_first.is_some_and(|first| first > n) => {}
+                None => return Err(EngineError::Internal("a layer was not unpacked".into())),
+            }
+        }
+        Ok(staged)
     }
 }
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-use xbuild_cache::{Tree, TreeId, tree};
+use xbuild_cache::tree::{self, Limits, Marks};
+use xbuild_cache::{Tree, TreeId};
 use xbuild_exporter::image::{Bundle, Image};
 use xbuild_exporter::layers::Layer;
 use xbuild_exporter::{Content, Item, archive};
@@ -293,7 +294,8 @@ impl Engine {
         let staging = self.store().staging()?;
         let layout = staging.path().join("layout");
         std::fs::create_dir(&layout).map_err(|e| EngineError::io("make", &layout, e))?;
-        tree::unpack_stream(input, &layout)?;
+        let none = || tree::View::layers::<&Path>(&[], Marks::Plain);
+        tree::unpack_layer(input, &layout, &none, Marks::Plain, Limits::default())?;
         let events = Events::new(sink);
         let index = layout.join("index.json");
         if !index.is_file() {

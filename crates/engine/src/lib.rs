@@ -25,4 +25,4 @@ pub mod time;
 mod worker;
 
 pub use build::{Engine, Response};
-pub use error::{EngineError, StepError};
+pub use error::{EngineError, StepError, StepFailure};

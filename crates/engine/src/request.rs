@@ -195,6 +195,8 @@ pub struct Request {
     pub max_parallelism: usize,
     /// SOURCE_DATE_EPOCH, seconds.
     pub source_date_epoch: Option<i64>,
+    /// Owner of the files of `type=local`; none keeps those of the image.
+    pub output_owner: Option<(u32, u32)>,
     /// Where credentials are (`$DOCKER_CONFIG`).
     pub docker_config: Option<PathBuf>,
 }

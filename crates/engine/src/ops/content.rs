@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use std::io::{self, Write};
-use xbuild_cache::tree::{self, Marks};
+use xbuild_cache::tree::{self, Marks, TarOptions};
 use xbuild_cache::{Store, TreeId};
 
 /// Digest of what a tree holds, whatever made it: changes of its top layer and the digest of what is below. Times do not
@@ -18,7 +18,7 @@ pub(crate) fn of_tree(store: &Store, id: TreeId) -> Result<[u8; 32], EngineError
             (None, _) => {
                 let mut hash = Blake(blake3::Hasher::new());
                 hash.0.update(b"xbuild/tree/v1").update(&below);
-                tree::write_layer(&layer.dirs, Marks::Trusted, tree::Times::Fixed(0), &mut hash)?;
+                tree::write_layer(&layer.dirs, Marks::Trusted, TarOptions { clamp: Some(i64::MIN), base: None }, &mut hash)?;
                 let content = *hash.0.finalize().as_bytes();
                 store.set_content(layer.id, content)?;
                 content

@@ -1,0 +1,165 @@
+//! File ops: actions applied to a base, written straight into a new diff directory.
+
+use super::select;
+use crate::EngineError;
+use crate::worker::{BuildWorker, Output};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use xbuild_cache::tree::{CopyOptions, CopySource as TreeSource, DiffWriter, Ids, Limits, Marks, ModeChange, Time, View, Visibility};
+use xbuild_cache::{NewTree, TreeId};
+use xbuild_frontend::{glob_match, ignore};
+use xbuild_graph::{CopyAction, CopySource, FileAction, FileOp, Owner};
+use xbuild_runner::users;
+use xbuild_solver::Task;
+
+/// Runs all actions of an op; the result is one layer over its base.
+pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) -> Result<Output, EngineError> {
+    let parent = match op.base.map(|n| &task.inputs[n]) {
+        None => TreeId::EMPTY,
+        Some(Output::Tree(tree)) => *tree,
+        Some(Output::Local(name)) => select::whole_context(worker, name)?,
+    };
+    let base = View::layers(&worker.store.dirs(parent)?, Marks::Trusted)?;
+    let staging = worker.store.staging()?;
+    let diff = staging.path().join("fs");
+    std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
+    let writer = DiffWriter::new(&diff, base, Marks::Trusted)?;
+    for action in &op.actions {
+        apply(worker, &writer, action, task)?;
+    }
+    writer.finish()?;
+    let new = NewTree { parent: Some(parent), ..NewTree::default() };
+    Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
+}
+
+fn apply(worker: &BuildWorker, writer: &DiffWriter, action: &FileAction, task: &Task<'_, Output>) -> Result<(), EngineError> {
+    let now = worker.epoch.map(time);
+    match action {
+        FileAction::Copy(copy) => self::copy(worker, writer, copy, task)?,
+        FileAction::Mkdir { path, mode, parents, owner } => {
+            writer.mkdir(Path::new(path), *mode, *parents, ids(writer.view(), owner.as_ref())?, now)?;
+        }
+        FileAction::Mkfile { path, mode, data, owner } => {
+            writer.mkfile(Path::new(path), *mode, data, ids(writer.view(), owner.as_ref())?, now)?;
+        }
+        FileAction::Remove { path, allow_missing, wildcard } => {
+            let matcher = &glob_match as &(dyn Fn(&str, &str) -> bool + Sync);
+            writer.remove(Path::new(path), *allow_missing, wildcard.then_some(matcher))?;
+        }
+        FileAction::Symlink { target, path, owner } => {
+            writer.symlink(OsStr::new(target), Path::new(path), ids(writer.view(), owner.as_ref())?, now)?;
+        }
+    }
+    Ok(())
+}
+
+fn time(seconds: i64) -> Time {
+    Time { seconds, nanos: 0 }
+}
+
+/// Numbers for `--chown`, looked up in the base. An unknown name is number 0, as in BuildKit.
+fn ids(base: &View, owner: Option<&Owner>) -> Result<Option<Ids>, EngineError> {
+    let Some(owner) = owner else { return Ok(None) };
+    let small = |path| base.read_small(path, users::MAX_FILE);
+    let (passwd, group) = (small("/etc/passwd")?, small("/etc/group")?);
+    let ids = users::owner(&owner.user, owner.group.as_deref(), passwd.as_deref(), group.as_deref());
+    let (uid, gid) = ids.map_err(|e| EngineError::Source(e.to_string()))?;
+    Ok(Some(Ids { uid, gid }))
+}
+
+fn copy(worker: &BuildWorker, writer: &DiffWriter, action: &CopyAction, task: &Task<'_, Output>) -> Result<(), EngineError> {
+    let mode = action.mode.as_deref().map(ModeChange::parse).transpose()?;
+    let excludes = ignore::Matcher::new(&action.excludes).map_err(|e| EngineError::Source(e.to_string()))?;
+    let exclude = |path: &Path, _: bool| visibility(&excludes, path);
+    let globs = Globs::default();
+    let glob = |pattern: &str, path: &str| globs.matches(pattern, path);
+    let options = CopyOptions {
+        destination: Path::new(&action.destination),
+        owner: ids(writer.view(), action.owner.as_ref())?,
+        keep_owner: action.keep_owner,
+        mode,
+        unpack: action.unpack,
+        parents: action.parents,
+        excludes: (!excludes.is_empty()).then_some(&exclude),
+        wildcard: &glob_match,
+        glob: &glob,
+        mtime: action.mtime.map(time),
+        limits: Limits::default(),
+    };
+    let mut views: HashMap<usize, View> = HashMap::new();
+    for source in &action.sources {
+        let input = match source {
+            CopySource::Path { .. } => action.input,
+            CopySource::Input { input, .. } => *input,
+            CopySource::Inline { .. } => continue,
+        };
+        if let std::collections::hash_map::Entry::Vacant(slot) = views.entry(input) {
+            slot.insert(view(worker, &task.inputs[input])?);
+        }
+    }
+    for source in &action.sources {
+        match source {
+            CopySource::Path { path, wildcard, required } => {
+                let source = TreeSource::Path { view: &views[&action.input], path: Path::new(path), wildcard: *wildcard, required: *required };
+                writer.copy(&[source], &options)?;
+            }
+            CopySource::Inline { name, data } => writer.copy(&[TreeSource::Inline { name: OsStr::new(name), data }], &options)?,
+            CopySource::Input { input, directory } => {
+                let view = &views[input];
+                let path = match directory {
+                    true => "/".into(),
+                    false => only_file(view)?,
+                };
+                let source = TreeSource::Path { view, path: &path, wildcard: false, required: true };
+                writer.copy(&[source], &options)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A downloaded file is alone in its tree.
+fn only_file(view: &View) -> Result<std::path::PathBuf, EngineError> {
+    let root = view.require("/", true)?;
+    let files = view.read_dir(&root)?;
+    match files.as_slice() {
+        [one] => Ok(Path::new("/").join(&one.path)),
+        _ => Err(EngineError::Internal("a download is not one file".into())),
+    }
+}
+
+/// A view of an input: a tree of the store, or a context with its ignore rules.
+pub(crate) fn view(worker: &BuildWorker, output: &Output) -> Result<View, EngineError> {
+    match output {
+        Output::Tree(tree) => Ok(View::layers(&worker.store.dirs(*tree)?, Marks::Trusted)?),
+        Output::Local(name) => select::context_view(worker, name),
+    }
+}
+
+/// What ignore patterns say of a path.
+pub(crate) fn visibility(matcher: &ignore::Matcher, path: &Path) -> Visibility {
+    // Patterns are text; a name that is none can only be matched by `**`, which its readable form is, too.
+    let text = path.to_string_lossy();
+    match matcher.excluded(&text) {
+        false => Visibility::Visible,
+        true if matcher.may_hold_exceptions(&text) => Visibility::HiddenButDescend,
+        true => Visibility::Hidden,
+    }
+}
+
+/// Compiled patterns of `--parents`.
+#[derive(Default)]
+struct Globs(Mutex<HashMap<String, ignore::Matcher>>);
+
+impl Globs {
+    fn matches(&self, pattern: &str, path: &str) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let matcher = known.entry(pattern.to_owned()).or_insert_with(|| {
+            // A pattern that cannot be read was refused by the frontend.
+            ignore::Matcher::new(&[pattern.to_owned()]).unwrap_or_default()
+        });
+        matcher.excluded(path)
+    }
+}
