@@ -60,10 +60,7 @@ impl DiffWriter {
         let new = ModeChange::new_dirs(None, options.owner, options.mtime);
         let dir = self.ensure_path(options.destination, new)?;
         let stream = decompress(view.open_file(node)?).map_err(TreeError::Archive)?;
-        let root = self.view().require(&dir.path, false)?;
-        let super::view::Place::Dir(merged) = root.place else {
-            return Err(TreeError::unfit(&dir.path, "not a directory"));
-        };
+        let merged = self.view().open_dir(&self.view().require(&dir.path, false)?)?;
         let unpack = AddArchive { writer: self, base: dir.path.clone(), view: View::of_dir(merged), options };
         unpack.run(TarReader::new(stream))?;
         Ok(true)

@@ -199,6 +199,19 @@ struct Target {
     made: Mutex<Option<(WriteDir, bool)>>,
 }
 
+/// A directory of the source that is to be copied. It is opened when its turn comes, to hold few descriptors.
+struct Waiting {
+    parent: Arc<Job>,
+    entry: Entry,
+    meta: Meta,
+    path: PathBuf,
+    below: PathBuf,
+    said: Said,
+    /// It is made even if it stays empty.
+    wanted: bool,
+    incidental: bool,
+}
+
 /// A directory of the source that is being copied.
 struct Job {
     dir: Dir,
@@ -232,11 +245,12 @@ impl<'a> Copier<'a> {
     }
 
     fn run(&self, node: &Node, (dir, name): (WriteDir, Option<OsString>)) -> Result<()> {
-        let Place::Dir(source) = &node.place else {
+        if !node.meta.is_dir() {
             let name = name.ok_or_else(|| TreeError::unfit(&node.path, "is a directory"))?;
             return self.place(node, &dir, &name, false);
-        };
+        }
         self.writer.set_time_later(&dir.path, self.mtime(&node.meta));
+        let source = self.view.open_dir(node)?;
         let target = Target {
             above: None,
             name: OsString::new(),
@@ -250,26 +264,30 @@ impl<'a> Copier<'a> {
             self.found.store(true, Ordering::Relaxed);
         }
         let job = Job {
-            dir: source.clone(),
+            dir: source,
             path: node.path.clone(),
             below: PathBuf::new(),
             included,
             depth: 0,
             target: Arc::new(target),
         };
-        rayon::scope(|scope| self.start(scope, job));
+        rayon::scope(|scope| {
+            if let Err(failure) = self.directory(scope, job) {
+                self.fail(failure);
+            }
+        });
         match lock(&self.failure).take() {
             Some(failure) => Err(failure),
             None => Ok(()),
         }
     }
 
-    fn start<'s>(&'s self, scope: &Scope<'s>, job: Job) {
+    fn start<'s>(&'s self, scope: &Scope<'s>, waiting: Waiting) {
         scope.spawn(move |scope| {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            if let Err(failure) = self.directory(scope, job) {
+            if let Err(failure) = self.enter(scope, waiting) {
                 self.fail(failure);
             }
         });
@@ -278,6 +296,25 @@ impl<'a> Copier<'a> {
     fn fail(&self, failure: TreeError) {
         self.stop.store(true, Ordering::Relaxed);
         lock(&self.failure).get_or_insert(failure);
+    }
+
+    fn enter<'s>(&'s self, scope: &Scope<'s>, waiting: Waiting) -> Result<()> {
+        let Waiting { parent, entry, meta, path, below, said, wanted, incidental } = waiting;
+        let Some(source) = parent.dir.child_from(&entry.name, entry.part).context("open", &path)? else { return Ok(()) };
+        let target = Arc::new(Target {
+            above: Some(Arc::clone(&parent.target)),
+            name: entry.name,
+            source: source.clone(),
+            meta,
+            incidental,
+            made: Mutex::new(None),
+        });
+        if wanted {
+            self.found.store(true, Ordering::Relaxed);
+            self.open(&target)?;
+        }
+        let included = said == Said::Yes;
+        self.directory(scope, Job { dir: source, path, below, included, depth: parent.depth + 1, target })
     }
 
     fn directory<'s>(&'s self, scope: &Scope<'s>, job: Job) -> Result<()> {
@@ -289,13 +326,13 @@ impl<'a> Copier<'a> {
         while entries.len() > CHUNK {
             let chunk = entries.split_off(entries.len() - CHUNK);
             let job = Arc::clone(&job);
-            scope.spawn(move |scope| self.entries(scope, &job, &chunk));
+            scope.spawn(move |scope| self.entries(scope, &job, chunk));
         }
-        self.entries(scope, &job, &entries);
+        self.entries(scope, &job, entries);
         Ok(())
     }
 
-    fn entries<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job>, entries: &[Entry]) {
+    fn entries<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job>, entries: Vec<Entry>) {
         for entry in entries {
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -306,7 +343,7 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn entry<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job>, entry: &Entry) -> Result<()> {
+    fn entry<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job>, entry: Entry) -> Result<()> {
         let path = job.path.join(&entry.name);
         let below = job.below.join(&entry.name);
         let said = match &self.include {
@@ -316,7 +353,7 @@ impl<'a> Copier<'a> {
         if said == Said::No {
             return Ok(());
         }
-        let Some(meta) = job.dir.stat_entry(entry).context("stat", &path)? else { return Ok(()) };
+        let Some(meta) = job.dir.stat_entry(&entry).context("stat", &path)? else { return Ok(()) };
         let meta = self.view.shown(meta);
         let visible = self.view.visibility(&path, meta.is_dir());
         let wanted = self.options.excludes.map_or(Visibility::Visible, |e| e(&below, meta.is_dir()));
@@ -332,22 +369,9 @@ impl<'a> Copier<'a> {
             let place = Place::Name { parent: job.dir.clone(), part: entry.part, name: entry.name.clone() };
             return self.place(&Node { path, meta, place }, &dir, &entry.name, made);
         }
-        let Some(source) = job.dir.child_from(&entry.name, entry.part).context("open", &path)? else { return Ok(()) };
         let incidental = wanted != Visibility::Visible || said != Said::Yes;
-        let target = Arc::new(Target {
-            above: Some(Arc::clone(&job.target)),
-            name: entry.name.clone(),
-            source: source.clone(),
-            meta,
-            incidental,
-            made: Mutex::new(None),
-        });
-        if !incidental && visible == Visibility::Visible {
-            self.found.store(true, Ordering::Relaxed);
-            self.open(&target)?;
-        }
-        let included = said == Said::Yes;
-        self.start(scope, Job { dir: source, path, below, included, depth: job.depth + 1, target });
+        let wanted = !incidental && visible == Visibility::Visible;
+        self.start(scope, Waiting { parent: Arc::clone(job), entry, meta, path, below, said, wanted, incidental });
         Ok(())
     }
 

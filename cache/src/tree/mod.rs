@@ -6,6 +6,7 @@
 //!
 //! - [`View`] shows a list of diff directories as one tree, or a build context as a closed root.
 //! - [`DiffWriter`] applies file actions, COPY and ADD on top of a view.
+//! - [`View::digest`] and [`selection_digest`] hash what steps read, with a [`StatIndex`] to read only what changed.
 //! - [`write_layer`] and [`unpack_layer`] turn diff directories into layer tars and back.
 //!
 //! Invariants: every path is resolved beneath a directory descriptor and never leaves its root; files of diff directories
@@ -17,8 +18,10 @@
 mod archive;
 mod content;
 mod copy;
+mod digest;
 mod dir;
 mod error;
+mod index;
 mod layer;
 mod link;
 mod meta;
@@ -35,8 +38,10 @@ mod writer;
 mod tests;
 
 pub use copy::{CopyOptions, CopySource, Excludes, Matcher, export_to_directory};
+pub use digest::{TreeDigest, selection_digest};
 pub use dir::Marks;
 pub use error::{Result, TreeError};
+pub use index::{FileDigests, NoDigests, StatIndex, StatKey};
 pub use layer::{TarOptions, write_layer, write_root};
 pub use meta::{Kind, Meta, Time};
 pub use mode::{Clause, ModeChange};

@@ -3,7 +3,7 @@
 use super::copy::Matcher;
 use super::error::{Context, Result, TreeError};
 use super::meta::Kind;
-use super::view::{Place, View, Visibility, split};
+use super::view::{View, Visibility, split};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,10 @@ pub(crate) fn expand(view: &View, pattern: &Path, matcher: Matcher<'_>, follow: 
     let fixed: PathBuf = parts[..first].iter().collect();
     let Some(node) = view.lookup(&fixed, follow)? else { return Err(TreeError::not_found(fixed)) };
     let mut found = Vec::new();
-    let Place::Dir(dir) = &node.place else { return Ok(found) };
-    let mut todo = vec![(dir.clone(), node.path.clone(), fixed, 0)];
+    if !node.meta.is_dir() {
+        return Ok(found);
+    }
+    let mut todo = vec![(view.open_dir(&node)?, node.path.clone(), fixed, 0)];
     while let Some((dir, real, named, depth)) = todo.pop() {
         let wanted = &parts[first + depth];
         let last = first + depth + 1 == parts.len();

@@ -184,7 +184,10 @@ impl<R: Read> TarReader<R> {
         let has_content = matches!(kind, EntryKind::Node(Kind::File));
         let mut size = extra.number("size", &name)?.unwrap_or(stored);
         self.left = if has_content { size } else { 0 };
-        if !has_content && size > 0 && header[156] != b'1' {
+        if header[156] == 0 && !has_content && size > 0 {
+            return Err(fail("directory with content"));
+        }
+        if !has_content && header[156] != b'1' {
             // Old tars give directories and links a size without content; what follows is the next header.
             size = 0;
         }
@@ -357,7 +360,7 @@ fn entry_name(header: &[u8; BLOCK], extra: &Extra) -> Vec<u8> {
 
 fn entry_kind(flag: u8, name: &[u8]) -> Option<EntryKind> {
     Some(EntryKind::Node(match flag {
-        0 | b'0' | b'7' if name.ends_with(b"/") => Kind::Dir,
+        0 if name.ends_with(b"/") => Kind::Dir,
         0 | b'0' | b'7' | b'S' => Kind::File,
         b'1' => return Some(EntryKind::HardLink),
         b'2' => Kind::Symlink,

@@ -1,6 +1,6 @@
 //! A merged, read-only view over diff directories or over a build context.
 
-use super::dir::{Dir, Entry, MAX_DEPTH, Marks, Part, open_regular, open_root};
+use super::dir::{Dir, MAX_DEPTH, Marks, Part, open_regular, open_root};
 use super::error::{Context, Result, TreeError};
 use super::meta::{Kind, Meta};
 use std::collections::VecDeque;
@@ -212,39 +212,26 @@ impl View {
 
     /// Names and attributes below a directory, sorted. Directories that ignore rules keep only for what is below them are listed.
     pub fn read_dir(&self, node: &Node) -> Result<Vec<Node>> {
-        let Place::Dir(dir) = &node.place else {
-            return Err(TreeError::unfit(&node.path, "not a directory"));
-        };
+        let dir = self.open_dir(node)?;
         let mut nodes = Vec::new();
         for entry in dir.entries().context("list", &node.path)? {
-            if let Some((child, visibility)) = self.child(dir, &node.path, &entry)?
-                && visibility != Visibility::Hidden
-            {
-                nodes.push(child);
+            let path = node.path.join(&entry.name);
+            let Some(meta) = dir.stat_entry(&entry).context("stat", &path)? else { continue };
+            if self.visibility(&path, meta.is_dir()) != Visibility::Hidden {
+                let place = Place::Name { parent: dir.clone(), part: entry.part, name: entry.name };
+                nodes.push(Node { path, meta: self.shown(meta), place });
             }
         }
         Ok(nodes)
     }
 
-    /// Turns a listed entry into a node, with what the ignore rules say of it.
-    pub(crate) fn child(&self, dir: &Dir, parent: &Path, entry: &Entry) -> Result<Option<(Node, Visibility)>> {
-        let path = parent.join(&entry.name);
-        if let Some(kind) = entry.kind
-            && self.visibility(&path, kind == Kind::Dir) == Visibility::Hidden
-        {
-            return Ok(None);
-        }
-        let Some(meta) = dir.stat_entry(entry).context("stat", &path)? else { return Ok(None) };
-        let visibility = self.visibility(&path, meta.is_dir());
-        let place = if meta.is_dir() {
-            match dir.child_from(&entry.name, entry.part).context("open", &path)? {
-                Some(child) => Place::Dir(child),
-                None => return Ok(None),
-            }
-        } else {
-            Place::Name { parent: dir.clone(), part: entry.part, name: entry.name.clone() }
+    /// Opens a directory that was found.
+    pub(crate) fn open_dir(&self, node: &Node) -> Result<Dir> {
+        let found = match &node.place {
+            Place::Dir(dir) => Some(dir.clone()),
+            Place::Name { parent, part, name } => parent.child_from(name, *part).context("open", &node.path)?,
         };
-        Ok(Some((Node { path, meta: self.shown(meta), place }, visibility)))
+        found.ok_or_else(|| TreeError::unfit(&node.path, "not a directory"))
     }
 
     /// Opens a regular file for reading. A link or special file that took its place is refused.
@@ -270,17 +257,15 @@ impl View {
         if self.context {
             return Ok(Vec::new());
         }
-        match &node.place {
-            Place::Dir(dir) => match dir.top() {
-                Some(fd) => super::content::kept_xattrs(fd).context("read attributes of", &node.path),
-                None => Ok(Vec::new()),
+        let attributes = match node.meta.kind {
+            Kind::Dir => match self.open_dir(node)?.top() {
+                Some(fd) => super::content::kept_xattrs(fd),
+                None => return Ok(Vec::new()),
             },
-            Place::Name { parent, part, name } if node.meta.is_file() => {
-                let (file, _) = open_regular(parent.fd(*part), name, &node.path)?;
-                super::content::kept_xattrs(file.as_fd()).context("read attributes of", &node.path)
-            }
-            Place::Name { .. } => Ok(Vec::new()),
-        }
+            Kind::File => super::content::kept_xattrs(self.open_file(node)?.as_fd()),
+            _ => return Ok(Vec::new()),
+        };
+        attributes.context("read attributes of", &node.path)
     }
 
     /// Content of a file of at most `max` bytes, links followed. None if it is absent.
