@@ -91,8 +91,12 @@ impl Engine {
     }
 
     /// The sandbox launcher; its helper starts with the first process.
-    pub(crate) fn launcher(&self) -> Arc<Launcher> {
-        self.launcher.get_or_init(|| Arc::new(Launcher::new())).clone()
+    pub(crate) fn launcher(&self) -> Result<Arc<Launcher>, EngineError> {
+        if let Some(launcher) = self.launcher.get() {
+            return Ok(launcher.clone());
+        }
+        let launcher = Arc::new(Launcher::new()?);
+        Ok(self.launcher.get_or_init(|| launcher).clone())
     }
 
     pub(crate) fn now(&self) -> String {
@@ -110,18 +114,23 @@ impl Engine {
         Ok(Loaded { source, parsed, context: main.context })
     }
 
-    /// Lowers a Dockerfile into a plan; named contexts that it uses are added to `contexts`.
-    pub(crate) fn plan(&self, request: &Request, loaded: &Loaded, contexts: &Mutex<Contexts>, events: &Events) -> Result<Plan, EngineError> {
+    /// Answers the frontend's questions; named contexts that the Dockerfile uses are added to `contexts`.
+    pub(crate) fn resolver<'a>(
+        &'a self,
+        request: &Request,
+        loaded: &Loaded,
+        contexts: &'a Mutex<Contexts>,
+        events: &'a Events,
+    ) -> Result<BuildResolver<'a>, EngineError> {
         let named = request.named_contexts.iter().map(|(name, value)| Ok((name.clone(), Named::parse(value)?)));
-        let resolver = BuildResolver {
+        Ok(BuildResolver {
             images: self.images(),
             events,
             named: named.collect::<Result<_, EngineError>>()?,
             contexts,
             main: LocalSource { name: MAIN.into(), excludes: loaded.context.excludes.clone() },
             fresh: request.pull,
-        };
-        frontend::lower(&loaded.parsed, &options(request), &resolver).map_err(|d| rendered(&d, &loaded.source))
+        })
     }
 
     /// Builds, and writes the outputs.
@@ -130,7 +139,11 @@ impl Engine {
         let started = self.now();
         let loaded = self.load(request, &events)?;
         let contexts = Mutex::new(Contexts::default());
-        let plan = self.plan(request, &loaded, &contexts, &events)?;
+        let lowered = {
+            let resolver = self.resolver(request, &loaded, &contexts, &events)?;
+            frontend::lower(&loaded.parsed, &options(request), &resolver)
+        };
+        let plan = lowered.map_err(|d| rendered(&d, &loaded.source))?;
         let mut contexts = contexts.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Loaded { source, context, .. } = loaded;
         contexts.0.insert(MAIN.into(), context);
@@ -195,7 +208,7 @@ impl Engine {
             store: self.store.clone(),
             net: self.net.clone(),
             runtime: self.runtime.handle().clone(),
-            launcher: self.launcher(),
+            launcher: self.launcher()?,
             contexts,
             secrets: request.secrets.clone(),
             ssh: request.ssh.clone(),
@@ -203,6 +216,7 @@ impl Engine {
             steps: steps.clone(),
             tails: Mutex::default(),
             locals: Mutex::default(),
+            indexes: Mutex::default(),
             network: network::Settings::of_host(),
             epoch: request.source_date_epoch,
         });
@@ -231,6 +245,7 @@ impl Engine {
             cancel.clone(),
             &report,
         ));
+        worker.save_indexes();
         solved.map_err(|error| match error {
             SolveError::Cancelled => EngineError::Cancelled,
             SolveError::Internal(why) => EngineError::Internal(why),

@@ -122,10 +122,11 @@ pub(crate) fn unpack(bytes: &[u8], work: &Path, target: &Path) -> Result<bool, E
         wildcard: &never,
         glob: &never,
         mtime: None,
+        clamp: None,
         limits: Limits::default(),
     };
     let empty: [&Path; 0] = [];
-    let writer = DiffWriter::new(target, View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
+    let writer = DiffWriter::new(target, &View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
     let view = View::context(&holder, None)?;
     let source = CopySource::Path { view: &view, path: Path::new("/archive"), wildcard: false, required: true };
     writer.copy(&[source], &options)?;

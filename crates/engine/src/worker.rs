@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use xbuild_cache::tree::StatIndex;
 use xbuild_cache::{NewRecord, Record, Store, TreeId};
 use xbuild_graph::{Graph, Op, SourceOp, VertexId};
 use xbuild_runner::sandbox::Launcher;
@@ -44,6 +45,8 @@ pub(crate) struct BuildWorker {
     pub(crate) tails: Mutex<BTreeMap<usize, Vec<u8>>>,
     /// Keys that were computed, for records' descriptions of their inputs.
     pub(crate) locals: Mutex<BTreeMap<usize, Vec<Option<CacheKey>>>>,
+    /// Digests of context files, remembered between builds.
+    pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
     pub(crate) network: crate::network::Settings,
     /// Times of files made by the build.
     pub(crate) epoch: Option<i64>,
@@ -56,6 +59,28 @@ impl BuildWorker {
 
     pub(crate) fn step(&self, vertex: VertexId) -> StepId {
         self.steps[vertex.index()]
+    }
+
+    /// The stat index of a local context, opened at first use.
+    pub(crate) fn stat_index(&self, name: &str) -> Result<Arc<StatIndex>, EngineError> {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = indexes.get(name) {
+            return Ok(index.clone());
+        }
+        let root = self.contexts.0.get(name).map(|c| c.path.canonicalize().unwrap_or_else(|_| c.path.clone()));
+        let place = self.store.context_index(&root.unwrap_or_default().to_string_lossy());
+        let index = Arc::new(StatIndex::open(&place)?);
+        indexes.insert(name.to_owned(), index.clone());
+        Ok(index)
+    }
+
+    /// Writes what was learnt of context files.
+    pub(crate) fn save_indexes(&self) {
+        let indexes = std::mem::take(&mut *self.indexes.lock().unwrap_or_else(PoisonError::into_inner));
+        for index in indexes.into_values().filter_map(Arc::into_inner) {
+            // Without it the next build hashes again.
+            let _ = index.save();
+        }
     }
 
     fn ssh_default(&self) -> Option<&std::path::Path> {

@@ -298,9 +298,7 @@ impl Client {
 mod url {
     pub(super) fn form(fields: &[(&str, &str)]) -> String {
         let mut url = reqwest::Url::parse("http://form/").expect("a constant address");
-        fields
-            .iter()
-            .for_each(|(k, v)| drop(url.query_pairs_mut().append_pair(k, v)));
+        url.query_pairs_mut().extend_pairs(fields);
         url.query().unwrap_or_default().to_owned()
     }
 }

@@ -86,7 +86,7 @@ fn prepare(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result
 }
 
 /// The upper directory is the root that the process sees: it takes mode and owner of the one below.
-fn copy_root_attributes(lower: &[PathBuf], upper: &Path) -> Result<(), EngineError> {
+pub(crate) fn copy_root_attributes(lower: &[PathBuf], upper: &Path) -> Result<(), EngineError> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let Some(below) = lower.first() else {
         let mode = std::fs::Permissions::from_mode(0o755);
@@ -114,7 +114,7 @@ fn source_of(worker: &BuildWorker, mount: &Mount, task: &Task<'_, Output>, held:
             None => return Err(EngineError::Source(format!("secret {id}: not found; pass it with --secret id={id},src=FILE"))),
         },
         MountKind::Ssh { id, mode, uid, gid, optional } => match worker.ssh.get(id) {
-            Some(path) => MountSource::Agent { path: path.clone(), mode: *mode, uid: *uid, gid: *gid },
+            Some(path) => MountSource::Socket { path: path.clone(), mode: *mode, uid: *uid, gid: *gid },
             None if *optional => return Ok(None),
             None => return Err(EngineError::Source(format!("unset ssh forward key {id}; pass it with --ssh {id}"))),
         },

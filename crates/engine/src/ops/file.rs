@@ -25,7 +25,7 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
     let staging = worker.store.staging()?;
     let diff = staging.path().join("fs");
     std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
-    let writer = DiffWriter::new(&diff, base, Marks::Trusted)?;
+    let writer = DiffWriter::new(&diff, &base, Marks::Trusted)?;
     for action in &op.actions {
         apply(worker, &writer, action, task)?;
     }
@@ -70,24 +70,7 @@ fn ids(base: &View, owner: Option<&Owner>) -> Result<Option<Ids>, EngineError> {
 }
 
 fn copy(worker: &BuildWorker, writer: &DiffWriter, action: &CopyAction, task: &Task<'_, Output>) -> Result<(), EngineError> {
-    let mode = action.mode.as_deref().map(ModeChange::parse).transpose()?;
-    let excludes = ignore::Matcher::new(&action.excludes).map_err(|e| EngineError::Source(e.to_string()))?;
-    let exclude = |path: &Path, _: bool| visibility(&excludes, path);
-    let globs = Globs::default();
-    let glob = |pattern: &str, path: &str| globs.matches(pattern, path);
-    let options = CopyOptions {
-        destination: Path::new(&action.destination),
-        owner: ids(writer.view(), action.owner.as_ref())?,
-        keep_owner: action.keep_owner,
-        mode,
-        unpack: action.unpack,
-        parents: action.parents,
-        excludes: (!excludes.is_empty()).then_some(&exclude),
-        wildcard: &glob_match,
-        glob: &glob,
-        mtime: action.mtime.map(time),
-        limits: Limits::default(),
-    };
+    let owner = ids(writer.view(), action.owner.as_ref())?;
     let mut views: HashMap<usize, View> = HashMap::new();
     for source in &action.sources {
         let input = match source {
@@ -99,25 +82,75 @@ fn copy(worker: &BuildWorker, writer: &DiffWriter, action: &CopyAction, task: &T
             slot.insert(view(worker, &task.inputs[input])?);
         }
     }
-    for source in &action.sources {
-        match source {
-            CopySource::Path { path, wildcard, required } => {
-                let source = TreeSource::Path { view: &views[&action.input], path: Path::new(path), wildcard: *wildcard, required: *required };
-                writer.copy(&[source], &options)?;
-            }
-            CopySource::Inline { name, data } => writer.copy(&[TreeSource::Inline { name: OsStr::new(name), data }], &options)?,
-            CopySource::Input { input, directory } => {
-                let view = &views[input];
-                let path = match directory {
-                    true => "/".into(),
-                    false => only_file(view)?,
-                };
-                let source = TreeSource::Path { view, path: &path, wildcard: false, required: true };
-                writer.copy(&[source], &options)?;
+    copy_options(action, owner, |options| {
+        for source in &action.sources {
+            match source {
+                CopySource::Path { path, wildcard, required } => {
+                    let (view, path) = (&views[&action.input], Path::new(path));
+                    writer.copy(&[TreeSource::Path { view, path, wildcard: *wildcard, required: *required }], options)?;
+                }
+                CopySource::Inline { name, data } => writer.copy(&[TreeSource::Inline { name: OsStr::new(name), data }], options)?,
+                CopySource::Input { input, directory } => {
+                    let view = &views[input];
+                    let path = if *directory { "/".into() } else { only_file(view)? };
+                    writer.copy(&[TreeSource::Path { view, path: &path, wildcard: false, required: true }], options)?;
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
+}
+
+/// An instruction's options in the tree's words, lent to `work` because matchers are.
+pub(crate) fn copy_options<T>(
+    action: &CopyAction,
+    owner: Option<Ids>,
+    work: impl FnOnce(&CopyOptions<'_>) -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    let mode = action.mode.as_deref().map(ModeChange::parse).transpose()?;
+    let excludes = ignore::Matcher::new(&action.excludes).map_err(|e| EngineError::Source(e.to_string()))?;
+    let exclude = |path: &Path, _: bool| visibility(&excludes, path);
+    let globs = Globs::default();
+    let glob = |pattern: &str, path: &str| globs.matches(pattern, path);
+    work(&CopyOptions {
+        destination: Path::new(&action.destination),
+        owner,
+        keep_owner: action.keep_owner,
+        mode,
+        unpack: action.unpack,
+        parents: action.parents,
+        excludes: (!excludes.is_empty()).then_some(&exclude),
+        wildcard: &glob_match,
+        glob: &glob,
+        mtime: action.mtime.map(time),
+        clamp: None,
+        limits: Limits::default(),
+    })
+}
+
+/// Copies a path of a view into a plain directory, owners kept: the first content of a cache mount.
+pub(crate) fn copy_out(view: &View, selector: &str, target: &Path) -> Result<(), EngineError> {
+    let node = view.require(if selector.is_empty() { "/" } else { selector }, true)?;
+    let empty: [&Path; 0] = [];
+    let writer = DiffWriter::new(target, &View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
+    let action = CopyAction {
+        input: 0,
+        sources: Vec::new(),
+        destination: "/".into(),
+        owner: None,
+        keep_owner: true,
+        mode: None,
+        unpack: false,
+        parents: false,
+        excludes: Vec::new(),
+        link: false,
+        mtime: None,
+    };
+    let path = Path::new("/").join(&node.path);
+    copy_options(&action, None, |options| {
+        Ok(writer.copy(&[TreeSource::Path { view, path: &path, wildcard: false, required: true }], options)?)
+    })?;
+    Ok(writer.finish()?)
 }
 
 /// A downloaded file is alone in its tree.
