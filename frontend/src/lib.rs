@@ -2,11 +2,13 @@
 //!
 //! [`parse`] reads the whole language and reports all problems at once; [`lower`] turns the stages that a target needs into one
 //! [`Graph`](xbuild_graph::Graph) and an image configuration per platform, asking a [`Resolver`] for what lies outside.
+//! [`check`], [`outline`] and [`targets`] answer `--call`.
 //! [`ignore`] is `.dockerignore`, [`glob_match`] the wildcards of COPY.
 //!
 //! Nothing here reads files, the environment or the clock; equal inputs give equal graphs. Positions are byte spans of the
 //! [`SourceFile`], turned into lines only when a [`Diagnostic`] is shown.
 
+mod call;
 mod diagnostic;
 mod glob;
 pub mod ignore;
@@ -18,6 +20,10 @@ mod shell;
 mod source;
 mod suggest;
 
+pub use call::{
+    BuildError, CheckAnswer, Location, Outline, OutlineArgument, OutlineNeed, Position, Range,
+    SourceInfo, Target, Targets, Violation, check, outline, targets,
+};
 pub use diagnostic::{Diagnostic, Edit, Severity, excerpt, render_plain};
 pub use glob::{contains_wildcards, glob_match, glob_valid};
 pub use lower::{

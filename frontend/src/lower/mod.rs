@@ -15,8 +15,10 @@ mod names;
 mod run;
 mod stage;
 
+pub(crate) use dispatch::description;
 pub use git_reference::GitReference;
 pub use layout::image_forms;
+pub(crate) use stage::{Note, NoteKind};
 
 use crate::{CheckOptions, Diagnostic, Parsed, Resolver, Severity};
 use layout::{Layout, Layouts};
@@ -244,7 +246,7 @@ pub(crate) struct Target {
     pub(crate) platform: Platform,
     pub(crate) name: Option<String>,
     /// Facts about arguments and mounts of all stages that the target needs.
-    pub(crate) notes: Vec<stage::Note>,
+    pub(crate) notes: Vec<Note>,
 }
 
 /// Plans all platforms, resolves what they need at once, and lowers their stages.
@@ -279,7 +281,7 @@ pub(crate) fn walk(
     })
 }
 
-fn target(layout: &Layout<'_>, notes: Vec<stage::Note>) -> Target {
+fn target(layout: &Layout<'_>, notes: Vec<Note>) -> Target {
     Target {
         platform: layout.platform.clone(),
         name: layout.nodes[layout.target]

@@ -3,7 +3,7 @@
 use super::dispatch::Work;
 use super::layout::Place;
 use super::stage::{Note, NoteKind};
-use super::{Entitlement, names};
+use super::{Entitlement, Purpose, names};
 use crate::ignore::clean;
 use crate::parse::ShellForm;
 use crate::parse::lexical::heredoc_mark;
@@ -165,16 +165,16 @@ impl Work<'_, '_> {
         format!("{PIPES}{}", clean(&format!("/{}", heredoc.name)))
     }
 
+    /// Descriptions and checks run nothing, so they need no permission.
+    fn allowed(&self, entitlement: Entitlement) -> bool {
+        let given = self.lowering.options.allow.contains(&entitlement);
+        given || self.lowering.purpose != Purpose::Build
+    }
+
     fn network(&self, run: &Run, span: Span) -> Result<NetworkMode, Diagnostic> {
         match run.network.as_deref() {
             Some("none") => Ok(NetworkMode::None),
-            Some("host")
-                if !self
-                    .lowering
-                    .options
-                    .allow
-                    .contains(&Entitlement::NetworkHost) =>
-            {
+            Some("host") if !self.allowed(Entitlement::NetworkHost) => {
                 let message = "RUN --network=host needs the entitlement network.host, which is not allowed (--allow network.host)";
                 Err(Diagnostic::error(message, span))
             }
@@ -185,13 +185,7 @@ impl Work<'_, '_> {
 
     fn security(&self, run: &Run, span: Span) -> Result<SecurityMode, Diagnostic> {
         match run.security.as_deref() {
-            Some("insecure")
-                if !self
-                    .lowering
-                    .options
-                    .allow
-                    .contains(&Entitlement::SecurityInsecure) =>
-            {
+            Some("insecure") if !self.allowed(Entitlement::SecurityInsecure) => {
                 let message = "RUN --security=insecure needs the entitlement security.insecure, which is not allowed (--allow security.insecure)";
                 Err(Diagnostic::error(message, span))
             }

@@ -36,6 +36,7 @@ pub(crate) fn read(source: &SourceFile) -> Lines {
     let mut reader = Reader {
         source,
         next: 1,
+        top: 0,
         out: lines,
     };
     reader.directives();
@@ -46,6 +47,8 @@ pub(crate) fn read(source: &SourceFile) -> Lines {
 struct Reader<'a> {
     source: &'a SourceFile,
     next: usize,
+    /// How many lines at the top are directives.
+    top: usize,
     out: Lines,
 }
 
@@ -112,6 +115,7 @@ impl<'a> Reader<'a> {
             if !matches!(name.as_str(), "syntax" | "escape" | "check") {
                 return;
             }
+            self.top = number;
             if seen.contains(&name) {
                 self.error(
                     format!("only one `{name}` parser directive can be used"),
@@ -151,7 +155,9 @@ impl<'a> Reader<'a> {
             let text = line.text();
             let trimmed = text.trim_start();
             if let Some(comment) = trimmed.strip_prefix('#') {
-                comments.push(comment.trim().to_owned());
+                if self.next - 1 > self.top {
+                    comments.push(comment.trim().to_owned());
+                }
             } else if !trimmed.is_empty() {
                 self.joined(trimmed, line.span, comments);
                 return true;

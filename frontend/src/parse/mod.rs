@@ -1,6 +1,7 @@
 //! Dockerfile text → syntax tree with all its problems.
 
 mod casing;
+mod descriptions;
 mod flags;
 mod instruction;
 pub(crate) mod lexical;
@@ -48,6 +49,7 @@ pub fn parse(source: &SourceFile) -> Parsed {
         ));
     }
     casing::check(&builder.tree, &mut builder.problems);
+    descriptions::check(&builder.tree, &mut builder.problems);
     duplicate_names(&builder.tree, &mut builder.problems);
     let check = lines.directives.check.clone();
     builder.problems.retain(|p| {
