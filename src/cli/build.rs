@@ -1,6 +1,6 @@
 //! `xbuild build`: flags → request → engine → result.
 
-use super::values::{boolean, duration as _, fields, host, pairs, size, ulimit};
+use super::values::{boolean, fields, host, pairs, size, ulimit};
 use super::{Global, Outcome};
 use crate::progress::{Mode, Progress};
 use anyhow::{Context, Result, bail};

@@ -74,7 +74,7 @@ pub(crate) fn du(args: &DuArgs, global: &Global) -> Result<Outcome> {
             writeln!(out, "{:<72} {:<12} {:<10} {}", entry.id, entry.reclaimable, bytes(entry.size), time::ago(entry.last_used))?;
         }
     }
-    let sum = |reclaimable| usage.iter().filter(|e| !reclaimable || e.reclaimable).map(|e| e.size).sum::<u64>();
+    let sum = |reclaimable: bool| usage.iter().filter(|e| !reclaimable || e.reclaimable).map(|e| e.size).sum::<u64>();
     writeln!(out, "Reclaimable:\t{}\nTotal:\t\t{}", bytes(sum(true)), bytes(sum(false)))?;
     out.flush()?;
     Ok(Outcome::Success)

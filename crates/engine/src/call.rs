@@ -26,26 +26,20 @@ impl Engine {
         let resolver = self.resolver(request, &loaded, &contexts, &events)?;
         let (parsed, options) = (&loaded.parsed, options(request));
         let failed = |d: Vec<frontend::Diagnostic>| rendered(&d, &loaded.source);
-        let shown = |text: String, value: serde_json::Result<String>| match json {
-            true => value.map(|v| v + "\n").map_err(|e| EngineError::Internal(e.to_string())),
-            false => Ok(text),
-        };
-        match method {
+        let (text, value, success) = match method {
             "outline" => {
-                let answer = frontend::outline(parsed, &options, &resolver).map_err(failed)?;
-                let text = shown(answer.to_text(), serde_json::to_string_pretty(&answer))?;
-                Ok(Answer { text, success: true })
+                let answer = frontend::outline(parsed, &loaded.source, &options, &resolver).map_err(failed)?;
+                (answer.text(), answer.json(), true)
             }
             "targets" => {
-                let answer = frontend::targets(parsed, &options).map_err(failed)?;
-                let text = shown(answer.to_text(), serde_json::to_string_pretty(&answer))?;
-                Ok(Answer { text, success: true })
+                let answer = frontend::targets(parsed, &loaded.source);
+                (answer.text(), answer.json(), true)
             }
             _ => {
-                let answer = frontend::check(parsed, &options, &resolver);
-                let text = shown(answer.to_text(&loaded.source), serde_json::to_string_pretty(&answer))?;
-                Ok(Answer { text, success: answer.exit_code() == 0 })
+                let answer = frontend::check(parsed, &loaded.source, &options, &resolver);
+                (answer.text(&loaded.source), answer.json(), answer.exit_code() == 0)
             }
-        }
+        };
+        Ok(Answer { text: if json { value + "\n" } else { text }, success })
     }
 }

@@ -5,7 +5,7 @@
 //! the caller; it prints nothing and speaks through [`event`].
 
 mod build;
-//mod call;
+mod call;
 pub mod context;
 mod error;
 pub mod event;
@@ -26,5 +26,5 @@ pub mod time;
 mod worker;
 
 pub use build::{Engine, Response};
-//pub use call::Answer;
+pub use call::Answer;
 pub use error::{EngineError, StepError, StepFailure};
