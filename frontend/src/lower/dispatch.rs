@@ -90,7 +90,7 @@ impl<'l, 'a> Work<'l, 'a> {
                 }
             }
             Base::Context(context) => {
-                let as_base = node.stage.is_some();
+                let as_base = self.layout.is_base(self.at);
                 self.state.files = self.lowering.named(&node.image, context, as_base);
                 self.state.keep_owner = as_base;
                 self.state.layers = vec![format!("[context {}] load from client", node.image)];

@@ -50,8 +50,8 @@ impl State {
         Self::with_config(config, platform.clone())
     }
 
-    /// A configuration without files.
-    pub(super) fn with_config(config: ImageConfig, platform: Platform) -> Self {
+    /// A configuration without files. It gets a PATH if it has none.
+    pub(super) fn with_config(mut config: ImageConfig, platform: Platform) -> Self {
         let mut env = Environment::default();
         for pair in &config.config.env {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -59,6 +59,7 @@ impl State {
         }
         if env.get("PATH").is_none() {
             env.set("PATH", DEFAULT_PATH);
+            config.config.env.push(format!("PATH={DEFAULT_PATH}"));
         }
         Self {
             files: None,
