@@ -66,6 +66,7 @@ impl<'l, 'a> Work<'l, 'a> {
         if let Base::Node(base) = node.base
             && let Some(state) = &self.states[base]
         {
+            self.lowering.charge(2 * state.env.bytes(), node.span)?;
             self.state = state.clone();
         }
         self.name_steps();
@@ -333,12 +334,7 @@ impl<'l, 'a> Work<'l, 'a> {
             self.secret_name("ENV", name, span);
             shown.push_str(&format!(" {name}={value}"));
             self.state.env.set(name, value);
-            let env = &mut self.state.config.config.env;
-            let pair = format!("{name}={value}");
-            match env.iter_mut().find(|p| p.split('=').next() == Some(name)) {
-                Some(old) => *old = pair,
-                None => env.push(pair),
-            }
+            self.state.image_env.set(name, value);
         }
         self.commit(shown, false);
         Ok(())

@@ -212,9 +212,12 @@ pub(crate) fn findings(
         .iter()
         .filter(|d| d.severity == Severity::Warning);
     let mut all: Vec<Diagnostic> = Vec::new();
+    let mut seen = BTreeSet::new();
     for warning in early.cloned().chain(found) {
         let wanted = warning.rule.is_none_or(|rule| checks.wants(rule));
-        if wanted && !all.contains(&warning) {
+        let place = warning.at.map(|at| (at.start, at.end));
+        let name = warning.rule.map(|rule| rule.name);
+        if wanted && seen.insert((place, name, warning.message.clone())) {
             all.push(warning);
         }
     }
@@ -290,6 +293,11 @@ fn target(layout: &Layout<'_>, notes: Vec<Note>) -> Target {
 
 fn planned(target: &Target, state: State, options: &Options) -> PlannedImage {
     let mut config = state.config;
+    config.config.env = state
+        .image_env
+        .iter()
+        .map(|(n, v)| format!("{n}={v}"))
+        .collect();
     for (name, value) in &options.labels {
         config.config.labels.insert(name.clone(), value.clone());
     }
