@@ -36,7 +36,7 @@ pub struct Diagnostic {
     /// Other places that matter.
     pub labels: Vec<(Span, String)>,
     /// What might be meant.
-    pub suggestion: Option<Edit>,
+    pub suggestion: Option<Box<Edit>>,
 }
 
 impl Diagnostic {
@@ -71,10 +71,8 @@ impl Diagnostic {
         options: impl IntoIterator<Item = &'a str>,
     ) -> Self {
         if let Some(to) = crate::suggest::nearest(word, options) {
-            self.suggestion = Some(Edit {
-                from: word.to_owned(),
-                to,
-            });
+            let from = word.to_owned();
+            self.suggestion = Some(Box::new(Edit { from, to }));
         }
         self
     }

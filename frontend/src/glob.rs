@@ -1,7 +1,8 @@
 //! Wildcards of COPY and ADD: Go's `filepath.Match`. `*` and `?` do not match `/`; `[a-z]`, `[^a]`; `\` escapes.
 
 /// One element of a pattern.
-enum Element {
+#[derive(Clone, Debug)]
+pub(crate) enum Element {
     Is(char),
     Any,
     Star,
@@ -12,7 +13,8 @@ enum Element {
 }
 
 impl Element {
-    fn takes(&self, c: char) -> bool {
+    /// Whether the element takes one character; `/` is only taken by itself.
+    pub(crate) fn takes(&self, c: char) -> bool {
         match self {
             Self::Is(want) => *want == c,
             Self::Any | Self::Star => c != '/',
@@ -46,25 +48,27 @@ pub fn glob_valid(pattern: &str) -> bool {
 
 /// Whether all of `name` fits `pattern`; a pattern that cannot be read fits nothing. Takes time `|pattern| × |name|` at most.
 pub fn glob_match(pattern: &str, name: &str) -> bool {
-    let Some(pattern) = compile(pattern) else {
-        return false;
-    };
     let name: Vec<char> = name.chars().collect();
+    compile(pattern).is_some_and(|elements| fits(&elements, &name))
+}
+
+/// Whether all of `name` is taken by `elements`.
+pub(crate) fn fits(elements: &[Element], name: &[char]) -> bool {
     // Where to go on if what follows the last star did not fit: the star, and how far it reached.
     let mut retry: Option<(usize, usize)> = None;
-    let (mut p, mut n) = (0, 0);
+    let (mut e, mut n) = (0, 0);
     loop {
-        if p == pattern.len() && n == name.len() {
+        if e == elements.len() && n == name.len() {
             return true;
         }
-        match pattern.get(p) {
+        match elements.get(e) {
             Some(Element::Star) => {
-                retry = Some((p, n));
-                p += 1;
+                retry = Some((e, n));
+                e += 1;
                 continue;
             }
             Some(element) if name.get(n).is_some_and(|c| element.takes(*c)) => {
-                p += 1;
+                e += 1;
                 n += 1;
                 continue;
             }
@@ -73,7 +77,7 @@ pub fn glob_match(pattern: &str, name: &str) -> bool {
         match retry {
             Some((star, reached)) if name.get(reached).is_some_and(|c| *c != '/') => {
                 retry = Some((star, reached + 1));
-                p = star + 1;
+                e = star + 1;
                 n = reached + 1;
             }
             _ => return false,
@@ -97,13 +101,14 @@ fn compile(pattern: &str) -> Option<Vec<Element>> {
     Some(elements)
 }
 
-fn class(chars: &mut std::str::Chars<'_>) -> Option<Element> {
+/// Reads a class after its `[`; none if it cannot be read.
+pub(crate) fn class(chars: &mut std::str::Chars<'_>) -> Option<Element> {
     let negated = chars.as_str().starts_with('^');
     if negated {
         chars.next();
     }
     let mut ranges = Vec::new();
-    while !(chars.as_str().starts_with(']') && !ranges.is_empty()) {
+    while ranges.is_empty() || !chars.as_str().starts_with(']') {
         let low = member(chars)?;
         let high = if chars.as_str().starts_with('-') {
             chars.next();

@@ -3,6 +3,8 @@
 //! Patterns are tried in order and the last that fits decides; `!` takes back in. A pattern that fits a directory fits all
 //! below it. Matching takes time `patterns × |path| × |pattern|` at most, never exponential.
 
+use crate::glob::{Element, class, fits};
+
 /// A pattern that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("syntax error in pattern `{pattern}` of .dockerignore")]
@@ -63,18 +65,6 @@ pub(crate) fn clean(path: &str) -> String {
         (false, true) => ".".to_owned(),
         (false, false) => parts.join("/"),
     }
-}
-
-/// One element of a path component.
-#[derive(Clone, Debug)]
-enum Element {
-    Is(char),
-    Any,
-    Star,
-    Class {
-        negated: bool,
-        ranges: Vec<(char, char)>,
-    },
 }
 
 /// A part of a pattern between slashes.
@@ -276,54 +266,9 @@ fn step(now: &[bool], text: &[char], element: Option<&Element>) -> Vec<bool> {
     next
 }
 
-impl Element {
-    fn takes(&self, c: char) -> bool {
-        match self {
-            Self::Is(want) => *want == c,
-            Self::Any | Self::Star => c != '/',
-            Self::Class { negated, ranges } => {
-                let inside = ranges.iter().any(|(low, high)| (*low..=*high).contains(&c));
-                c != '/' && inside != *negated
-            }
-        }
-    }
-}
-
-/// Whether all of `part` fits.
-fn fits(elements: &[Element], part: &[char]) -> bool {
-    let mut retry: Option<(usize, usize)> = None;
-    let (mut e, mut n) = (0, 0);
-    loop {
-        if e == elements.len() && n == part.len() {
-            return true;
-        }
-        match elements.get(e) {
-            Some(Element::Star) => {
-                retry = Some((e, n));
-                e += 1;
-                continue;
-            }
-            Some(element) if part.get(n).is_some_and(|c| element.takes(*c)) => {
-                e += 1;
-                n += 1;
-                continue;
-            }
-            _ => {}
-        }
-        match retry {
-            Some((star, reached)) if reached < part.len() => {
-                retry = Some((star, reached + 1));
-                e = star + 1;
-                n = reached + 1;
-            }
-            _ => return false,
-        }
-    }
-}
-
 /// Reads a component; none if it cannot be read.
 fn component(text: &str) -> Option<Component> {
-    if !text.is_empty() && text.len() % 2 == 0 && text.bytes().all(|b| b == b'*') {
+    if !text.is_empty() && text.len().is_multiple_of(2) && text.bytes().all(|b| b == b'*') {
         return Some(Component::Deep);
     }
     let mut elements = Vec::new();
@@ -347,33 +292,6 @@ fn component(text: &str) -> Option<Component> {
         true => Component::Wide(elements),
         false => Component::One(elements.into_iter().flatten().collect()),
     })
-}
-
-fn class(chars: &mut std::str::Chars<'_>) -> Option<Element> {
-    let negated = chars.as_str().starts_with('^');
-    if negated {
-        chars.next();
-    }
-    let mut ranges = Vec::new();
-    while !(chars.as_str().starts_with(']') && !ranges.is_empty()) {
-        let low = member(chars)?;
-        let mut high = low;
-        if chars.as_str().starts_with('-') {
-            chars.next();
-            high = member(chars)?;
-        }
-        ranges.push((low, high));
-    }
-    chars.next();
-    Some(Element::Class { negated, ranges })
-}
-
-fn member(chars: &mut std::str::Chars<'_>) -> Option<char> {
-    match chars.next()? {
-        '-' | ']' => None,
-        '\\' => chars.next(),
-        c => Some(c),
-    }
 }
 
 #[cfg(test)]

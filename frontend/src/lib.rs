@@ -19,6 +19,8 @@ mod rules;
 mod shell;
 mod source;
 mod suggest;
+#[cfg(test)]
+mod testing;
 
 pub use call::{
     BuildError, CheckAnswer, Location, Outline, OutlineArgument, OutlineNeed, Position, Range,

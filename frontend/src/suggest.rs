@@ -6,6 +6,7 @@ pub(crate) fn nearest<'a>(
     options: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
     const LONGEST: usize = 64;
+    const MOST: usize = 1000;
     let length = word.chars().count();
     if length == 0 || length > LONGEST {
         return None;
@@ -13,6 +14,7 @@ pub(crate) fn nearest<'a>(
     let allowed = (length / 3).clamp(1, 3);
     options
         .into_iter()
+        .take(MOST)
         .filter(|o| *o != word && o.len() <= 2 * LONGEST)
         .map(|o| (distance(&word.to_lowercase(), &o.to_lowercase()), o))
         .filter(|(d, _)| *d <= allowed)

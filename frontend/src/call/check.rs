@@ -64,13 +64,11 @@ pub fn check(
         .iter()
         .find(|d| d.severity == Severity::Error)
         .cloned();
-    let (found, mut error) = match broken {
-        Some(error) => (Vec::new(), Some(error)),
-        None => match walk(parsed, options, resolver, Purpose::Check) {
-            Ok(lowered) => (lowered.warnings, None),
-            Err(errors) => (Vec::new(), errors.into_iter().next()),
-        },
-    };
+    let mut found = Vec::new();
+    let mut error = broken.or_else(|| {
+        let lowered = walk(parsed, options, resolver, Purpose::Check, &mut found);
+        lowered.err().and_then(|errors| errors.into_iter().next())
+    });
     let checks = checks.unwrap_or_else(|bad| {
         error.get_or_insert(bad);
         crate::CheckOptions::default()

@@ -77,7 +77,13 @@ pub fn outline(
     if !errors.is_empty() {
         return Err(errors);
     }
-    let lowered = walk(parsed, options, resolver, Purpose::Describe)?;
+    let lowered = walk(
+        parsed,
+        options,
+        resolver,
+        Purpose::Describe,
+        &mut Vec::new(),
+    )?;
     let Some((target, _)) = lowered.targets.into_iter().next() else {
         return Err(vec![Diagnostic::error("there is no target", None)]);
     };

@@ -152,9 +152,11 @@ pub(super) fn undefined(
         let message = format!("Usage of undefined variable '${name}'");
         let mut warning = Diagnostic::warning(&UNDEFINED_VAR, message, span);
         let options = env.names().chain(declared.iter().map(|(d, _)| d.as_str()));
-        warning.suggestion = suggest::nearest(name, options).map(|to| Edit {
-            from: format!("${name}"),
-            to: format!("${to}"),
+        warning.suggestion = suggest::nearest(name, options).map(|to| {
+            Box::new(Edit {
+                from: format!("${name}"),
+                to: format!("${to}"),
+            })
         });
         warnings.push(warning);
     }

@@ -155,6 +155,8 @@ impl Work<'_, '_> {
                 self.check_port(&port, span);
                 let found = port_specs(&port)
                     .map_err(|why| Diagnostic::error(format!("EXPOSE {port}: {why}"), span))?;
+                const PORT: usize = 32;
+                self.lowering.charge(found.len() * PORT, span)?;
                 all.extend(found);
             }
         }

@@ -66,6 +66,7 @@ impl<'l, 'a> Work<'l, 'a> {
         if let Base::Node(base) = node.base
             && let Some(state) = &self.states[base]
         {
+            self.lowering.charge(2 * state.env.bytes(), node.span)?;
             self.state = state.clone();
         }
         self.name_steps();
@@ -90,7 +91,7 @@ impl<'l, 'a> Work<'l, 'a> {
                 }
             }
             Base::Context(context) => {
-                let as_base = node.stage.is_some();
+                let as_base = self.layout.is_base(self.at);
                 self.state.files = self.lowering.named(&node.image, context, as_base);
                 self.state.keep_owner = as_base;
                 self.state.layers = vec![format!("[context {}] load from client", node.image)];
@@ -333,12 +334,7 @@ impl<'l, 'a> Work<'l, 'a> {
             self.secret_name("ENV", name, span);
             shown.push_str(&format!(" {name}={value}"));
             self.state.env.set(name, value);
-            let env = &mut self.state.config.config.env;
-            let pair = format!("{name}={value}");
-            match env.iter_mut().find(|p| p.split('=').next() == Some(name)) {
-                Some(old) => *old = pair,
-                None => env.push(pair),
-            }
+            self.state.image_env.set(name, value);
         }
         self.commit(shown, false);
         Ok(())

@@ -106,14 +106,14 @@ pub(super) struct Layout<'a> {
 }
 
 /// The layouts of all target platforms.
-pub(super) struct Layouts<'a> {
+pub(super) struct Layouts<'a, 'w> {
     pub(super) layouts: Vec<Layout<'a>>,
-    pub(super) warnings: Vec<Diagnostic>,
+    warnings: &'w mut Vec<Diagnostic>,
     resolver: &'a dyn Resolver,
     purpose: Purpose,
 }
 
-impl<'a> Layouts<'a> {
+impl<'a, 'w> Layouts<'a, 'w> {
     /// Expands every FROM and finds the target.
     pub(super) fn new(
         parsed: &'a Parsed,
@@ -121,20 +121,17 @@ impl<'a> Layouts<'a> {
         resolver: &'a dyn Resolver,
         purpose: Purpose,
         platforms: &[Platform],
+        warnings: &'w mut Vec<Diagnostic>,
     ) -> Result<Self, Vec<Diagnostic>> {
-        let mut warnings = Vec::new();
         let mut layouts = Vec::with_capacity(platforms.len());
         for platform in platforms {
-            layouts.push(Layout::new(parsed, options, platform, &mut warnings)?);
+            layouts.push(Layout::new(parsed, options, platform, warnings)?);
         }
         for layout in &mut layouts {
             match purpose {
                 Purpose::Check => (0..layout.stage_count).rev().for_each(|n| layout.need(n)),
                 _ => layout.need(layout.target),
             }
-        }
-        if let Some(layout) = layouts.first() {
-            arguments::bad_defaults(parsed, &layout.globals.predefined, &mut warnings);
         }
         Ok(Self {
             layouts,
@@ -200,7 +197,7 @@ impl<'a> Layouts<'a> {
                         &layout.nodes[n],
                         &requests[at].platform,
                         image,
-                        &mut self.warnings,
+                        self.warnings,
                     );
                     layout.set_image(n, image.clone(), errors);
                 }
@@ -250,6 +247,7 @@ impl<'a> Layout<'a> {
         warnings: &mut Vec<Diagnostic>,
     ) -> Result<Self, Vec<Diagnostic>> {
         let globals = Globals::new(parsed, options, platform).map_err(|e| vec![e])?;
+        arguments::bad_defaults(parsed, &globals.predefined, warnings);
         let mut nodes = Vec::with_capacity(parsed.tree.stages.len());
         let mut by_name = HashMap::new();
         let mut errors = Vec::new();
@@ -284,6 +282,14 @@ impl<'a> Layout<'a> {
             others: HashMap::new(),
             open: Vec::new(),
         })
+    }
+
+    /// Whether a node's files become (the beginning of) an image, and are not only read by copies and mounts.
+    pub(super) fn is_base(&self, at: usize) -> bool {
+        let node = &self.nodes[at];
+        let has_own_steps = node.stage.is_some() && !node.replaced;
+        let stands_on_it = |n: &Node<'_>| n.needed && matches!(n.base, Base::Node(b) if b == at);
+        has_own_steps || at == self.target || self.nodes.iter().any(stands_on_it)
     }
 
     fn need(&mut self, at: usize) {

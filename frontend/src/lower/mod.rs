@@ -179,8 +179,9 @@ pub fn lower(
         return Err(errors);
     }
     let checks = options.checks(parsed).map_err(|e| vec![e])?;
-    let lowered = walk(parsed, options, resolver, Purpose::Build)?;
-    let warnings = findings(parsed, &checks, lowered.warnings);
+    let mut found = Vec::new();
+    let lowered = walk(parsed, options, resolver, Purpose::Build, &mut found)?;
+    let warnings = findings(parsed, &checks, found);
     if checks.error && !warnings.is_empty() {
         let mut errors = vec![lint_error(&warnings)];
         errors.extend(warnings);
@@ -211,9 +212,12 @@ pub(crate) fn findings(
         .iter()
         .filter(|d| d.severity == Severity::Warning);
     let mut all: Vec<Diagnostic> = Vec::new();
+    let mut seen = BTreeSet::new();
     for warning in early.cloned().chain(found) {
         let wanted = warning.rule.is_none_or(|rule| checks.wants(rule));
-        if wanted && !all.contains(&warning) {
+        let place = warning.at.map(|at| (at.start, at.end));
+        let name = warning.rule.map(|rule| rule.name);
+        if wanted && seen.insert((place, name, warning.message.clone())) {
             all.push(warning);
         }
     }
@@ -236,7 +240,6 @@ pub(crate) fn lint_error(warnings: &[Diagnostic]) -> Diagnostic {
 /// What a walk over the stages gave.
 pub(crate) struct Lowered {
     pub(crate) graph: Graph,
-    pub(crate) warnings: Vec<Diagnostic>,
     /// The target's end state in each layout.
     pub(crate) targets: Vec<(Target, State)>,
 }
@@ -249,34 +252,31 @@ pub(crate) struct Target {
     pub(crate) notes: Vec<Note>,
 }
 
-/// Plans all platforms, resolves what they need at once, and lowers their stages.
+/// Plans all platforms, resolves what they need at once, and lowers their stages. Findings are kept even if that fails.
 pub(crate) fn walk(
     parsed: &Parsed,
     options: &Options,
     resolver: &dyn Resolver,
     purpose: Purpose,
+    warnings: &mut Vec<Diagnostic>,
 ) -> Result<Lowered, Vec<Diagnostic>> {
     let platforms = match options.platforms.as_slice() {
         [] => std::slice::from_ref(&options.build_platform),
         some => some,
     };
-    let mut layouts = Layouts::new(parsed, options, resolver, purpose, platforms)?;
+    let mut layouts = Layouts::new(parsed, options, resolver, purpose, platforms, warnings)?;
     layouts.resolve()?;
-    let Layouts {
-        layouts,
-        mut warnings,
-        ..
-    } = layouts;
+    let layouts = layouts.layouts;
     let mut lowering = Lowering::new(parsed, options, resolver, purpose);
     let mut targets = Vec::with_capacity(layouts.len());
     for layout in layouts {
-        let (state, notes) = lowering.layout(&layout)?;
+        let lowered = lowering.layout(&layout);
+        warnings.append(&mut lowering.warnings);
+        let (state, notes) = lowered?;
         targets.push((target(&layout, notes), state));
     }
-    warnings.extend(lowering.warnings);
     Ok(Lowered {
         graph: lowering.graph,
-        warnings,
         targets,
     })
 }
@@ -293,6 +293,11 @@ fn target(layout: &Layout<'_>, notes: Vec<Note>) -> Target {
 
 fn planned(target: &Target, state: State, options: &Options) -> PlannedImage {
     let mut config = state.config;
+    config.config.env = state
+        .image_env
+        .iter()
+        .map(|(n, v)| format!("{n}={v}"))
+        .collect();
     for (name, value) in &options.labels {
         config.config.labels.insert(name.clone(), value.clone());
     }

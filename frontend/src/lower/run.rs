@@ -8,7 +8,7 @@ use crate::ignore::clean;
 use crate::parse::ShellForm;
 use crate::parse::lexical::heredoc_mark;
 use crate::parse::mount::{self, Type};
-use crate::shell::Expander;
+use crate::shell::{Environment, Expander};
 use crate::{Diagnostic, Heredoc, Instruction, Run};
 use xbuild_graph::{
     CacheSharing, Edge, ExecOp, FileAction, FileOp, Meta, Mount, MountKind, NetworkMode, Op,
@@ -62,6 +62,8 @@ impl Work<'_, '_> {
         let args = self.command_line(run, &mut mounts, &mut text);
         let network = self.network(run, span)?;
         let security = self.security(run, span)?;
+        let size = self.state.env.bytes() + 64 * self.state.arguments.len();
+        self.lowering.charge(size, span)?;
         let env = self.process_env(&mounts);
         let proxies = self.lowering.proxies.iter();
         let unset = proxies.filter(|(name, _)| self.state.env.get(name).is_none());
@@ -211,15 +213,12 @@ impl Work<'_, '_> {
 
     /// `|2 A=1 B=2 ` for the ARGs in scope, with the values that the process sees.
     fn shown_arguments(&self) -> String {
-        let mut shown: Vec<(&str, &str)> = Vec::new();
+        let mut shown = Environment::default();
         for (name, value) in &self.state.arguments {
-            let value = self.state.env.get(name).or(value.as_deref()).unwrap_or("");
-            match shown.iter_mut().find(|(n, _)| n == name) {
-                Some(known) => known.1 = value,
-                None => shown.push((name, value)),
-            }
+            let value = self.state.env.get(name).or(value.as_deref());
+            shown.set(name, value.unwrap_or(""));
         }
-        if shown.is_empty() {
+        if self.state.arguments.is_empty() {
             return String::new();
         }
         let pairs: Vec<String> = shown.iter().map(|(n, v)| format!("{n}={v}")).collect();

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(super) config: ImageConfig,
     /// ENV and ARG.
     pub(super) env: Environment,
+    /// ENV alone; takes the place of the configuration's in the end.
+    pub(super) image_env: Environment,
     /// ARGs in order, with values.
     pub(super) arguments: Vec<(String, Option<String>)>,
     pub(super) platform: Platform,
@@ -50,7 +52,7 @@ impl State {
         Self::with_config(config, platform.clone())
     }
 
-    /// A configuration without files.
+    /// A configuration without files. It gets a PATH if it has none.
     pub(super) fn with_config(config: ImageConfig, platform: Platform) -> Self {
         let mut env = Environment::default();
         for pair in &config.config.env {
@@ -64,6 +66,7 @@ impl State {
             files: None,
             keep_owner: true,
             config,
+            image_env: env.clone(),
             env,
             arguments: Vec::new(),
             platform,
@@ -116,6 +119,7 @@ pub(super) struct Lowering<'a> {
     pub(super) proxies: BTreeMap<String, String>,
     resolver: &'a dyn Resolver,
     context: Option<(Edge, Option<Matcher>)>,
+    work: usize,
 }
 
 impl<'a> Lowering<'a> {
@@ -134,6 +138,7 @@ impl<'a> Lowering<'a> {
             proxies: proxies(&options.build_args),
             resolver,
             context: None,
+            work: 0,
         }
     }
 
@@ -182,6 +187,22 @@ impl<'a> Lowering<'a> {
         work.begin()?;
         work.instructions()?;
         Ok(work.finish())
+    }
+
+    /// Counts what instructions multiply (variables × RUN, ports × EXPOSE), so that a small file cannot fill the memory.
+    ///
+    /// # Errors
+    /// More than 1 GiB altogether.
+    pub(super) fn charge(&mut self, bytes: usize, span: Span) -> Result<(), Diagnostic> {
+        const MOST: usize = 1 << 30;
+        self.work = self.work.saturating_add(bytes);
+        match self.work <= MOST {
+            true => Ok(()),
+            false => Err(Diagnostic::error(
+                "the variables and ports of all instructions have more than 1 GiB",
+                span,
+            )),
+        }
     }
 
     /// Whether the caller wants the steps of a stage run again.

@@ -42,6 +42,11 @@ impl Environment {
         self.entries.iter().map(|(n, v)| (n.as_str(), v.as_str()))
     }
 
+    /// Size of all names and values.
+    pub(crate) fn bytes(&self) -> usize {
+        self.iter().map(|(n, v)| n.len() + v.len() + 1).sum()
+    }
+
     /// All names.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.iter().map(|(name, _)| name)
