@@ -309,7 +309,22 @@ pub(crate) fn list(
     Ok(())
 }
 
-/// Flags for opening a path of several components beneath a directory of ours.
-pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+/// Opens a directory at a path of plain directories, however long the path is.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat2(root, path, flags, Mode::empty(), BENEATH) {
+        Err(Errno::NAMETOOLONG) => {
+            let mut names = path.iter();
+            let mut fd = open_dir(root, names.next().ok_or(Errno::NOENT)?)?;
+            for name in names {
+                fd = open_dir(fd.as_fd(), name)?;
+            }
+            Ok(fd)
+        }
+        answer => answer,
+    }
+}
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_SYMLINKS);

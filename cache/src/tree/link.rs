@@ -1,7 +1,7 @@
 //! Hard links: sharing inodes with immutable trees, and keeping those of the source.
 
-use super::dir::BENEATH;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use super::dir::open_beneath;
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -94,12 +94,7 @@ pub(crate) fn link_within(
     let opened;
     let holder = match first.parent().filter(|p| !p.as_os_str().is_empty()) {
         Some(parent) => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            match rustix::fs::openat2(root, parent, flags, Mode::empty(), BENEATH) {
-                Ok(fd) => opened = fd,
-                Err(Errno::NAMETOOLONG) => return Ok(false),
-                Err(e) => return Err(e),
-            }
+            opened = open_beneath(root, parent)?;
             std::os::fd::AsFd::as_fd(&opened)
         }
         None => root,

@@ -1,7 +1,7 @@
 //! Unpacking a layer into a diff directory of its own.
 
 use super::content::{is_kept_xattr, set_xattrs, with_buffer, write_all};
-use super::dir::{Marks, open_dir, open_root};
+use super::dir::{Marks, open_beneath, open_dir, open_root};
 use super::error::{Context, Result, TreeError};
 use super::meta::{Kind, Meta, Time};
 use super::remove::remove_tree;
@@ -383,7 +383,10 @@ impl Unpacker<'_> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), IN_ROOT) {
             Ok(fd) => Arc::new(fd),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => self.make_parents(path)?,
+            // AGAIN: something was renamed while the kernel went up; in user space that does not matter.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::AGAIN) => {
+                self.make_parents(path)?
+            }
             Err(e) => return Err(e).context("open", path),
         };
         if self.dirs.len() >= KEPT_DIRS {
@@ -451,13 +454,24 @@ impl Unpacker<'_> {
         Ok(fd)
     }
 
+    /// Opens a directory that was unpacked; links on the way are followed inside the root.
+    fn open_again(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        loop {
+            match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), IN_ROOT) {
+                Err(Errno::AGAIN) => {}
+                Err(Errno::NAMETOOLONG) => return open_beneath(self.root.as_fd(), path),
+                answer => return answer,
+            }
+        }
+    }
+
     fn finish(&mut self) -> Result<()> {
-        for (path, time) in self.times.drain(..) {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        for (path, time) in std::mem::take(&mut self.times) {
             let set = if path.as_os_str().is_empty() {
                 rustix::fs::futimens(&self.root, &time.timestamps())
             } else {
-                rustix::fs::openat2(&self.root, &path, flags, Mode::empty(), IN_ROOT)
+                self.open_again(&path)
                     .and_then(|fd| rustix::fs::futimens(fd, &time.timestamps()))
             };
             match set {

@@ -1,7 +1,7 @@
 //! Writing a new diff directory on top of a base, in userspace.
 
 use super::content::{kept_xattrs, set_xattrs, write_all};
-use super::dir::{Dir, Marks, Part, open_dir, open_root};
+use super::dir::{Dir, Marks, Part, open_beneath, open_dir, open_root};
 use super::error::{Context, Result, TreeError};
 use super::meta::{Kind, Meta, Time};
 use super::mode::ModeChange;
@@ -133,14 +133,8 @@ impl DiffWriter {
                 rustix::fs::futimens(&self.root.fd, &time.timestamps())
             } else {
                 // Every component is a directory that we made.
-                rustix::fs::openat2(
-                    &self.root.fd,
-                    &path,
-                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                    super::dir::BENEATH,
-                )
-                .and_then(|fd| rustix::fs::futimens(fd, &time.timestamps()))
+                open_beneath(self.root.fd.as_fd(), &path)
+                    .and_then(|fd| rustix::fs::futimens(fd, &time.timestamps()))
             };
             match dir {
                 Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}

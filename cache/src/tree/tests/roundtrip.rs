@@ -274,3 +274,37 @@ fn links_to_lower_layers_copy_up() {
     );
     assert!(unpacked(tar, &empty()).is_err());
 }
+
+#[test]
+fn paths_longer_than_the_kernel_takes_work() {
+    let context = dir();
+    let part = "n".repeat(200);
+    let mut at = dir::open_root(context.path()).expect("open");
+    for _ in 0..40 {
+        rustix::fs::mkdirat(&at, part.as_str(), Mode::from(0o755)).expect("mkdir");
+        at = dir::open_dir(std::os::fd::AsFd::as_fd(&at), part.as_str()).expect("open");
+    }
+    rustix::fs::mknodat(&at, "f", FileType::RegularFile, Mode::from(0o644), 0).expect("file");
+    rustix::fs::linkat(&at, "f", &at, "g", AtFlags::empty()).expect("link");
+    rustix::fs::futimens(&at, &Time::from_seconds(7).timestamps()).expect("utimes");
+    let view = View::context(context.path(), None).expect("context");
+    let diff = copied(&empty(), &view, &["/"], &options("/")).expect("copy");
+    let digest = |root: &Path| {
+        View::context(root, None)
+            .expect("view")
+            .digest("/", true, &NoDigests)
+            .expect("digest")
+    };
+    chmod(context.path(), 0o755);
+    assert_eq!(digest(diff.path()), digest(context.path()));
+    let back = unpacked(&tar_of(&[diff.path()], TarOptions::default()), &empty()).expect("unpack");
+    chmod(back.path(), 0o755);
+    assert_eq!(digest(back.path()), digest(context.path()));
+    for root in [diff.path(), back.path(), context.path()] {
+        let fd = dir::open_root(root).expect("open");
+        let deep: PathBuf = std::iter::repeat_n(part.as_str(), 40).collect();
+        let bottom = dir::open_beneath(std::os::fd::AsFd::as_fd(&fd), &deep).expect("deep");
+        assert_eq!(rustix::fs::fstat(&bottom).expect("stat").st_mtime, 7);
+        remove_tree(std::os::fd::AsFd::as_fd(&fd), name(&part)).expect("remove");
+    }
+}
