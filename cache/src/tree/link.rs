@@ -1,7 +1,7 @@
 //! Hard links: sharing inodes with immutable trees, and keeping those of the source.
 
-use super::dir::BENEATH;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use super::dir::open_beneath;
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Identity of a file of a source: which of its diff directories, device, inode.
 pub(crate) type FileId = (usize, u64, u64);
 
+/// Number of a copy and of a diff directory of its source.
+type Owner = (u32, usize);
+
 /// Which inodes of other trees a diff shares already.
 ///
 /// A second copy of the same file must not become a second name of the same inode, or the layer's reader would take the two
@@ -21,12 +24,17 @@ pub(crate) type FileId = (usize, u64, u64);
 pub(crate) struct Links {
     possible: AtomicBool,
     copies: AtomicU32,
-    shared: [Mutex<HashMap<(u64, u64), (u32, usize)>>; 16],
+    /// By device and inode: which copy shares it, and from which diff directory.
+    shared: [Mutex<HashMap<(u64, u64), Owner>>; 16],
 }
 
 impl Links {
     pub(crate) fn new(possible: bool) -> Links {
-        Links { possible: AtomicBool::new(possible), copies: AtomicU32::new(0), shared: Default::default() }
+        Links {
+            possible: AtomicBool::new(possible),
+            copies: AtomicU32::new(0),
+            shared: Default::default(),
+        }
     }
 
     /// A number for the next copy.
@@ -75,17 +83,18 @@ impl Groups {
 }
 
 /// Links the file at `first`, a path of directories that we made, to a new name. False if that cannot be.
-pub(crate) fn link_within(root: BorrowedFd<'_>, first: &Path, to: (BorrowedFd<'_>, &OsStr)) -> rustix::io::Result<bool> {
-    let Some(name) = first.file_name() else { return Ok(false) };
+pub(crate) fn link_within(
+    root: BorrowedFd<'_>,
+    first: &Path,
+    to: (BorrowedFd<'_>, &OsStr),
+) -> rustix::io::Result<bool> {
+    let Some(name) = first.file_name() else {
+        return Ok(false);
+    };
     let opened;
     let holder = match first.parent().filter(|p| !p.as_os_str().is_empty()) {
         Some(parent) => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            match rustix::fs::openat2(root, parent, flags, Mode::empty(), BENEATH) {
-                Ok(fd) => opened = fd,
-                Err(Errno::NAMETOOLONG) => return Ok(false),
-                Err(e) => return Err(e),
-            }
+            opened = open_beneath(root, parent)?;
             std::os::fd::AsFd::as_fd(&opened)
         }
         None => root,

@@ -27,13 +27,20 @@ pub(crate) fn has_wildcard(component: &OsStr) -> bool {
 ///
 /// The part before the first wildcard is looked up (its last component followed if `follow`) and must exist. Below it links
 /// are names like others: they match, but nothing is looked for behind them.
-pub(crate) fn expand(view: &View, pattern: &Path, matcher: Matcher<'_>, follow: bool) -> Result<Vec<PathBuf>> {
+pub(crate) fn expand(
+    view: &View,
+    pattern: &Path,
+    matcher: Matcher<'_>,
+    follow: bool,
+) -> Result<Vec<PathBuf>> {
     let parts: Vec<OsString> = split(pattern.as_os_str()).into();
     let Some(first) = parts.iter().position(|c| has_wildcard(c)) else {
         return Ok(vec![pattern.to_path_buf()]);
     };
     let fixed: PathBuf = parts[..first].iter().collect();
-    let Some(node) = view.lookup(&fixed, follow)? else { return Err(TreeError::not_found(fixed)) };
+    let Some(node) = view.lookup(&fixed, follow)? else {
+        return Err(TreeError::not_found(fixed));
+    };
     let mut found = Vec::new();
     if !node.meta.is_dir() {
         return Ok(found);
@@ -42,21 +49,33 @@ pub(crate) fn expand(view: &View, pattern: &Path, matcher: Matcher<'_>, follow: 
     while let Some((dir, real, named, depth)) = todo.pop() {
         let wanted = &parts[first + depth];
         let last = first + depth + 1 == parts.len();
-        let (Some(wanted), plain) = (wanted.to_str(), !has_wildcard(wanted)) else { continue };
+        let (Some(wanted), plain) = (wanted.to_str(), !has_wildcard(wanted)) else {
+            continue;
+        };
         for entry in dir.entries().context("list", &real)? {
-            let Some(name) = entry.name.to_str() else { continue };
-            if if plain { wanted != name } else { !matcher(wanted, name) } {
+            let Some(name) = entry.name.to_str() else {
+                continue;
+            };
+            if if plain {
+                wanted != name
+            } else {
+                !matcher(wanted, name)
+            } {
                 continue;
             }
             let (real, named) = (real.join(name), named.join(name));
             if last {
-                let Some(meta) = dir.stat_entry(&entry).context("stat", &real)? else { continue };
+                let Some(meta) = dir.stat_entry(&entry).context("stat", &real)? else {
+                    continue;
+                };
                 if view.visibility(&real, meta.is_dir()) != Visibility::Hidden {
                     found.push(named);
                 }
             } else if matches!(entry.kind, None | Some(Kind::Dir))
                 && view.visibility(&real, true) != Visibility::Hidden
-                && let Some(child) = dir.child_from(&entry.name, entry.part).context("open", &real)?
+                && let Some(child) = dir
+                    .child_from(&entry.name, entry.part)
+                    .context("open", &real)?
             {
                 todo.push((child, real, named, depth + 1));
             }
@@ -105,7 +124,12 @@ impl<'a> Include<'a> {
                 components.push(part.to_string());
             }
         }
-        Include { text: components.join("/"), components, matcher: MatcherBox(matcher), wildcard: MatcherBox(wildcard) }
+        Include {
+            text: components.join("/"),
+            components,
+            matcher: MatcherBox(matcher),
+            wildcard: MatcherBox(wildcard),
+        }
     }
 
     /// What the pattern says of a path relative to the pivot.
@@ -113,7 +137,9 @@ impl<'a> Include<'a> {
         if self.components.is_empty() {
             return Said::Yes;
         }
-        let Some(text) = path.to_str() else { return Said::No };
+        let Some(text) = path.to_str() else {
+            return Said::No;
+        };
         if text.is_empty() {
             return Said::Below;
         }
@@ -128,6 +154,10 @@ impl<'a> Include<'a> {
                 _ => return Said::No,
             }
         }
-        if wanted.next().is_some() { Said::Below } else { Said::No }
+        if wanted.next().is_some() {
+            Said::Below
+        } else {
+            Said::No
+        }
     }
 }

@@ -9,38 +9,58 @@ fn tar_of(dirs: &[&Path], options: TarOptions<'_>) -> Vec<u8> {
 
 fn unpacked(tar: &[u8], base: &View) -> Result<TempDir> {
     let diff = dir();
-    unpack_layer(tar, diff.path(), &|| Ok(base.clone()), Marks::Trusted, Limits::default())?;
+    unpack_layer(
+        tar,
+        diff.path(),
+        &|| Ok(base.clone()),
+        Marks::Trusted,
+        Limits::default(),
+    )?;
     Ok(diff)
 }
 
 /// Everything a layer keeps, whiteouts and link groups included.
 fn raw(root: &Path) -> Vec<String> {
     fn go(root: &Path, at: &Path, inodes: &mut Vec<u64>, out: &mut Vec<String>) {
-        let mut names: Vec<_> = fs::read_dir(root.join(at)).expect("list").map(|e| e.expect("entry").file_name()).collect();
+        let mut names: Vec<_> = fs::read_dir(root.join(at))
+            .expect("list")
+            .map(|e| e.expect("entry").file_name())
+            .collect();
         names.sort();
         for name in names {
             let path = at.join(name);
             let full = root.join(&path);
             let meta = fs::symlink_metadata(&full).expect("stat");
-            let group = inodes.iter().position(|i| *i == meta.ino()).unwrap_or_else(|| {
-                inodes.push(meta.ino());
-                inodes.len() - 1
-            });
+            let group = inodes
+                .iter()
+                .position(|i| *i == meta.ino())
+                .unwrap_or_else(|| {
+                    inodes.push(meta.ino());
+                    inodes.len() - 1
+                });
             let rest = if meta.is_dir() {
                 let mut mark = [0; 8];
-                format!("opaque {}", rustix::fs::getxattr(&full, "trusted.overlay.opaque", &mut mark[..]).is_ok())
+                format!(
+                    "opaque {}",
+                    rustix::fs::getxattr(&full, "trusted.overlay.opaque", &mut mark[..]).is_ok()
+                )
             } else if meta.is_symlink() {
                 fs::read_link(&full).expect("link").display().to_string()
             } else if meta.is_file() {
                 {
-                let content = fs::read(&full).expect("read");
-                format!("{} {}", content.len(), blake3::hash(&content))
-            }
+                    let content = fs::read(&full).expect("read");
+                    format!("{} {}", content.len(), blake3::hash(&content))
+                }
             } else {
                 format!("device {}", meta.rdev())
             };
             let mtime = if rest == "device 0" { 0 } else { meta.mtime() };
-            out.push(format!("{path:?} {:o} {}:{} {mtime} {group} {rest}", meta.mode(), meta.uid(), meta.gid()));
+            out.push(format!(
+                "{path:?} {:o} {}:{} {mtime} {group} {rest}",
+                meta.mode(),
+                meta.uid(),
+                meta.gid()
+            ));
             if meta.is_dir() {
                 go(root, &path, inodes, out);
             }
@@ -63,7 +83,8 @@ enum Made {
 
 fn made() -> impl Strategy<Value = Made> {
     prop_oneof![
-        (prop::collection::vec(any::<u8>(), 0..1500), 0_u32..0o10000).prop_map(|(c, m)| Made::File(c, m)),
+        (prop::collection::vec(any::<u8>(), 0..1500), 0_u32..0o10000)
+            .prop_map(|(c, m)| Made::File(c, m)),
         any::<bool>().prop_map(Made::Dir),
         "[a-z/.]{1,120}".prop_map(Made::Link),
         Just(Made::Hard),
@@ -103,14 +124,19 @@ fn place(root: &Path, entries: &[(String, Made, i64, u32)]) {
                 whiteout(&path);
                 continue;
             }
-            Made::Fifo => rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from(0o640), 0).expect("fifo"),
+            Made::Fifo => {
+                rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from(0o640), 0)
+                    .expect("fifo")
+            }
         }
         let time = Time::from_seconds(*mtime).timestamps();
-        rustix::fs::utimensat(rustix::fs::CWD, &path, &time, AtFlags::SYMLINK_NOFOLLOW).expect("utimes");
+        rustix::fs::utimensat(rustix::fs::CWD, &path, &time, AtFlags::SYMLINK_NOFOLLOW)
+            .expect("utimes");
     }
     for path in parents.iter().skip(1) {
         let time = Time::from_seconds(1000).timestamps();
-        rustix::fs::utimensat(rustix::fs::CWD, path, &time, AtFlags::SYMLINK_NOFOLLOW).expect("utimes");
+        rustix::fs::utimensat(rustix::fs::CWD, path, &time, AtFlags::SYMLINK_NOFOLLOW)
+            .expect("utimes");
     }
 }
 
@@ -154,8 +180,15 @@ proptest! {
 fn list_with_tar(tar: &[u8]) -> std::io::Result<usize> {
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), tar)?;
-    let output = std::process::Command::new("tar").args(["--quoting-style=escape", "-tf"]).arg(file.path()).output()?;
-    assert!(output.status.success(), "tar: {}", String::from_utf8_lossy(&output.stderr));
+    let output = std::process::Command::new("tar")
+        .args(["--quoting-style=escape", "-tf"])
+        .arg(file.path())
+        .output()?;
+    assert!(
+        output.status.success(),
+        "tar: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(output.stdout.iter().filter(|b| **b == b'\n').count())
 }
 
@@ -165,22 +198,48 @@ fn stacked_diffs_are_one_layer() {
         return;
     }
     let (base, first, second) = (dir(), dir(), dir());
-    fill(base.path(), &[("d/in-base", ""), ("r/x", ""), ("f/below", "")]);
-    fill(first.path(), &[("d/a", "1"), ("d/b", "1"), ("d/in-base", "changed"), ("r", "file"), ("f", "file")]);
+    fill(
+        base.path(),
+        &[("d/in-base", ""), ("r/x", ""), ("f/below", "")],
+    );
+    fill(
+        first.path(),
+        &[
+            ("d/a", "1"),
+            ("d/b", "1"),
+            ("d/in-base", "changed"),
+            ("r", "file"),
+            ("f", "file"),
+        ],
+    );
     fill(second.path(), &[("d/b", "2"), ("f/now", "a directory")]);
     whiteout(&second.path().join("d/a"));
     whiteout(&second.path().join("d/in-base"));
     let below = View::layers(&[base.path()], Marks::Trusted).expect("base");
-    let tar = tar_of(&[second.path(), first.path()], TarOptions { clamp: Some(9), base: Some(&below) });
+    let tar = tar_of(
+        &[second.path(), first.path()],
+        TarOptions {
+            clamp: Some(9),
+            base: Some(&below),
+        },
+    );
     let back = unpacked(&tar, &below).expect("unpack");
     let merged = |dirs: &[&Path]| lines(&View::layers(dirs, Marks::Trusted).expect("view"));
     let both = merged(&[second.path(), first.path(), base.path()]);
     assert_eq!(merged(&[back.path(), base.path()]), both);
-    assert!(!back.path().join("d/a").exists() && fs::symlink_metadata(back.path().join("d/a")).is_err(), "no whiteout of what never was");
+    assert!(
+        !back.path().join("d/a").exists() && fs::symlink_metadata(back.path().join("d/a")).is_err(),
+        "no whiteout of what never was"
+    );
     assert!(fs::symlink_metadata(back.path().join("d/in-base")).is_ok());
     assert_eq!(mtime_of(&back.path().join("d/b")), (9, 0));
     let mut flat = Vec::new();
-    write_root(&View::layers(&[second.path(), first.path(), base.path()], Marks::Trusted).expect("view"), None, &mut flat).expect("root tar");
+    write_root(
+        &View::layers(&[second.path(), first.path(), base.path()], Marks::Trusted).expect("view"),
+        None,
+        &mut flat,
+    )
+    .expect("root tar");
     let flat = unpacked(&flat, &empty()).expect("unpack");
     assert_eq!(merged(&[flat.path()]), both);
 }
@@ -202,7 +261,50 @@ fn links_to_lower_layers_copy_up() {
     let back = unpacked(tar, &below).expect("unpack");
     let meta = |path: &str| fs::metadata(back.path().join(path)).expect("stat");
     assert_eq!(meta("p/file").ino(), meta("q").ino());
-    assert_eq!(meta("p").mode() & 0o7777, 0o711, "an unlisted directory is as it is below");
-    assert_eq!(fs::metadata(base.path().join("p/file")).expect("stat").nlink(), 1);
+    assert_eq!(
+        meta("p").mode() & 0o7777,
+        0o711,
+        "an unlisted directory is as it is below"
+    );
+    assert_eq!(
+        fs::metadata(base.path().join("p/file"))
+            .expect("stat")
+            .nlink(),
+        1
+    );
     assert!(unpacked(tar, &empty()).is_err());
+}
+
+#[test]
+fn paths_longer_than_the_kernel_takes_work() {
+    let context = dir();
+    let part = "n".repeat(200);
+    let mut at = dir::open_root(context.path()).expect("open");
+    for _ in 0..40 {
+        rustix::fs::mkdirat(&at, part.as_str(), Mode::from(0o755)).expect("mkdir");
+        at = dir::open_dir(std::os::fd::AsFd::as_fd(&at), part.as_str()).expect("open");
+    }
+    rustix::fs::mknodat(&at, "f", FileType::RegularFile, Mode::from(0o644), 0).expect("file");
+    rustix::fs::linkat(&at, "f", &at, "g", AtFlags::empty()).expect("link");
+    rustix::fs::futimens(&at, &Time::from_seconds(7).timestamps()).expect("utimes");
+    let view = View::context(context.path(), None).expect("context");
+    let diff = copied(&empty(), &view, &["/"], &options("/")).expect("copy");
+    let digest = |root: &Path| {
+        View::context(root, None)
+            .expect("view")
+            .digest("/", true, &NoDigests)
+            .expect("digest")
+    };
+    chmod(context.path(), 0o755);
+    assert_eq!(digest(diff.path()), digest(context.path()));
+    let back = unpacked(&tar_of(&[diff.path()], TarOptions::default()), &empty()).expect("unpack");
+    chmod(back.path(), 0o755);
+    assert_eq!(digest(back.path()), digest(context.path()));
+    for root in [diff.path(), back.path(), context.path()] {
+        let fd = dir::open_root(root).expect("open");
+        let deep: PathBuf = std::iter::repeat_n(part.as_str(), 40).collect();
+        let bottom = dir::open_beneath(std::os::fd::AsFd::as_fd(&fd), &deep).expect("deep");
+        assert_eq!(rustix::fs::fstat(&bottom).expect("stat").st_mtime, 7);
+        remove_tree(std::os::fd::AsFd::as_fd(&fd), name(&part)).expect("remove");
+    }
 }
