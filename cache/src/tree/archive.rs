@@ -261,7 +261,14 @@ impl AddArchive<'_> {
             name,
             AtFlags::empty(),
         )
-        .context("link", &path)
+        .context("link", &path)?;
+        if !node.meta.is_file() {
+            return Ok(());
+        }
+        // What the link's own header says holds for the file, as in BuildKit.
+        let (file, _) = super::dir::open_regular(dir.fd.as_fd(), name, &path)?;
+        set_attributes(file.as_fd(), entry, &path)?;
+        rustix::fs::futimens(&file, &entry.mtime.timestamps()).context("set times of", &path)
     }
 
     /// Copies a file of the base into the diff, so that it can get another name.

@@ -21,7 +21,10 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
         Some(Output::Tree(tree)) => *tree,
         Some(Output::Local(name)) => select::whole_context(worker, name)?,
     };
-    let base = View::layers(&worker.store.dirs(parent)?, Marks::Trusted)?;
+    // `--link`: the result is the same over any base.
+    let link = op.actions.iter().all(|a| matches!(a, FileAction::Copy(copy) if copy.link)) && !op.actions.is_empty();
+    let below = if link { Vec::new() } else { worker.store.dirs(parent)? };
+    let base = View::layers(&below, Marks::Trusted)?;
     let staging = worker.store.staging()?;
     let diff = staging.path().join("fs");
     std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
