@@ -42,6 +42,8 @@ pub struct Tree {
     pub chain_id: Option<Digest>,
     /// Digest of the changes and everything below, once computed.
     pub content: Option<[u8; 32]>,
+    /// When it was made, in milliseconds since 1970.
+    pub created: i64,
 }
 
 /// What is known of a layer when it is published.
@@ -57,7 +59,7 @@ pub struct NewTree {
     pub content: Option<[u8; 32]>,
 }
 
-const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, content";
+const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, content, created";
 
 impl Store {
     /// Publishes the directory `fs` inside `staging` as a layer. With `None` the layer has no files.
@@ -191,6 +193,7 @@ impl Store {
             diff_id: row.get::<_, Option<[u8; 32]>>(3)?.map(Digest::from_bytes),
             chain_id: row.get::<_, Option<[u8; 32]>>(4)?.map(Digest::from_bytes),
             content: row.get(5)?,
+            created: row.get(6)?,
         })
     }
 }

@@ -162,7 +162,7 @@ impl Engine {
                 None => TreeId::EMPTY,
             };
             let mut config = image.config;
-            self.stamp(&mut config, request);
+            self.stamp(&mut config, tree, request)?;
             built.push(Built { platform: image.platform, tree, config, provenance: statement.clone() });
         }
         let mut response = self.export(request, &built, &events)?;
@@ -178,12 +178,28 @@ impl Engine {
         }).collect()
     }
 
-    /// Creation times: those of this build, or SOURCE_DATE_EPOCH.
-    fn stamp(&self, config: &mut xbuild_oci::ImageConfig, request: &Request) {
-        let now = request.source_date_epoch.map_or_else(|| self.now(), |epoch| crate::time::rfc3339(epoch, 0));
-        let ours = config.history.iter_mut().filter(|h| h.created.is_none() && h.comment == "buildkit.dockerfile.v0");
-        ours.for_each(|h| h.created = Some(now.clone()));
-        config.created = Some(now);
+    /// Creation times: SOURCE_DATE_EPOCH, or those of the layers, so that a cached build gives the same image again.
+    fn stamp(&self, config: &mut xbuild_oci::ImageConfig, tree: TreeId, request: &Request) -> Result<(), EngineError> {
+        if let Some(epoch) = request.source_date_epoch {
+            let epoch = crate::time::rfc3339(epoch, 0);
+            let ours = config.history.iter_mut().filter(|h| h.created.is_none() && h.comment.starts_with("buildkit."));
+            ours.for_each(|h| h.created = Some(epoch.clone()));
+            config.created = Some(epoch);
+            return Ok(());
+        }
+        let layers = self.store.layers(tree)?;
+        let mut layers = layers.iter();
+        let mut last = config.created.take();
+        for step in &mut config.history {
+            let made = if step.empty_layer { None } else { layers.next() };
+            if step.created.is_none() && step.comment.starts_with("buildkit.") {
+                let made = made.map(|l| crate::time::rfc3339(l.created.div_euclid(1000), l.created.rem_euclid(1000) as u32 * 1_000_000));
+                step.created = made.or_else(|| last.clone());
+            }
+            last = step.created.clone().or(last);
+        }
+        config.created = Some(last.unwrap_or_else(|| self.now()));
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments, reason = "each is a different thing that one solve needs, and all come from `build`")]

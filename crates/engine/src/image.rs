@@ -110,7 +110,7 @@ impl Images<'_> {
     fn resolve_digest(&self, shown: &str, digest: Digest, origin: &Origin, platform: &Platform) -> Result<ResolvedImage, EngineError> {
         let mut digest = digest;
         for _ in 0..MAX_NESTING {
-            let bytes = self.document(shown, digest, origin, Document::MAX_SIZE as u64)?;
+            let bytes = self.document(shown, digest, origin)?;
             match Document::parse(&bytes, "").map_err(|e| bad(shown, &e))? {
                 Document::Index(index) => {
                     digest = choose(&index, platform).ok_or_else(|| no_match(shown, platform))?.digest;
@@ -125,7 +125,7 @@ impl Images<'_> {
         if manifest.config.size > CONFIG_MAX {
             return Err(EngineError::Source(format!("{shown}: its configuration has {} bytes", manifest.config.size)));
         }
-        let bytes = self.document(shown, manifest.config.digest, origin, CONFIG_MAX)?;
+        let bytes = self.config(shown, &manifest.config, origin)?;
         let config: ImageConfig = serde_json::from_slice(&bytes)
             .map_err(|e| EngineError::Source(format!("{shown}: its configuration cannot be read: {e}")))?;
         let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
@@ -146,24 +146,39 @@ impl Images<'_> {
         Ok(ResolvedImage { source, config })
     }
 
-    /// A small document, from the store or its origin; kept in the store.
-    fn document(&self, shown: &str, digest: Digest, origin: &Origin, max: u64) -> Result<Vec<u8>, EngineError> {
+    /// A manifest or index, from the store or its origin; kept in the store.
+    fn document(&self, shown: &str, digest: Digest, origin: &Origin) -> Result<Vec<u8>, EngineError> {
+        self.small(shown, digest, || match origin {
+            Origin::Layout(path) => read_bounded(&layout_blob(path, digest), Document::MAX_SIZE as u64),
+            Origin::Registry(reference) => {
+                let by_digest = Reference { tag: None, digest: Some(digest), ..reference.clone() };
+                Ok(self.runtime.block_on(self.net.registry()?.manifest(&by_digest))?.bytes)
+            }
+            Origin::Store => Err(EngineError::Source(format!("{shown}: {digest} is not in the store"))),
+        })
+    }
+
+    /// A configuration, from the store or its origin; kept in the store.
+    fn config(&self, shown: &str, config: &Descriptor, origin: &Origin) -> Result<Vec<u8>, EngineError> {
+        self.small(shown, config.digest, || match origin {
+            Origin::Layout(path) => read_bounded(&layout_blob(path, config.digest), CONFIG_MAX),
+            Origin::Registry(reference) => {
+                let mut bytes = Vec::new();
+                let client = self.net.registry()?;
+                self.runtime.block_on(client.blob(reference, config, |chunk| bytes.write_all(chunk)))?;
+                Ok(bytes)
+            }
+            Origin::Store => Err(EngineError::Source(format!("{shown}: {} is not in the store", config.digest))),
+        })
+    }
+
+    fn small(&self, shown: &str, digest: Digest, fetch: impl FnOnce() -> Result<Vec<u8>, EngineError>) -> Result<Vec<u8>, EngineError> {
         if self.store.has_blob(digest)?.is_some()
             && let Ok(bytes) = self.store.read_blob(digest)
         {
             return Ok(bytes);
         }
-        let bytes = match origin {
-            Origin::Layout(path) => read_bounded(&layout_blob(path, digest), max)?,
-            Origin::Registry(reference) => {
-                let by_digest = Reference { tag: None, digest: Some(digest), ..reference.clone() };
-                match self.runtime.block_on(self.net.registry()?.manifest(&by_digest)) {
-                    Ok(fetched) => fetched.bytes,
-                    Err(_) => self.small_blob(reference, digest, max)?,
-                }
-            }
-            Origin::Store => return Err(EngineError::Source(format!("{shown}: {digest} is not in the store"))),
-        };
+        let bytes = fetch()?;
         let found = Digest::of(&bytes);
         if found != digest {
             return Err(StoreError::Digest { what: format!("a document of {shown}"), found, expected: digest }.into());
@@ -172,30 +187,18 @@ impl Images<'_> {
         Ok(bytes)
     }
 
-    fn small_blob(&self, reference: &Reference, digest: Digest, max: u64) -> Result<Vec<u8>, EngineError> {
-        let mut bytes = Vec::new();
-        let blob = Descriptor { size: max, ..Descriptor::of("", &[]) };
-        let blob = Descriptor { digest, ..blob };
-        let client = self.net.registry()?;
-        let fetch = client.blob(reference, &blob, |chunk| bytes.write_all(chunk));
-        match self.runtime.block_on(fetch) {
-            Ok(()) | Err(xbuild_registry::RegistryError::Size { .. } | xbuild_registry::RegistryError::Digest { .. }) => Ok(bytes),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Brings all layers of an image into the store and unpacks them; layers that are there are not looked at again.
     pub(crate) fn unpack(&self, source: &ImageSource, events: &Events, step: StepId) -> Result<TreeId, EngineError> {
         let origin = Origin::parse(&source.origin)?;
         let digest: Digest = source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;
-        let bytes = self.document(&source.reference, digest, &origin, Document::MAX_SIZE as u64)?;
+        let bytes = self.document(&source.reference, digest, &origin)?;
         let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, "") else {
             return Err(EngineError::Internal(format!("{digest} is no manifest")));
         };
         if let Some(tree) = self.store.manifest_tree(digest)?.filter(|t| *t == TreeId::EMPTY || self.store.tree(*t).is_ok()) {
             return Ok(tree);
         }
-        let config = self.document(&source.reference, manifest.config.digest, &origin, CONFIG_MAX)?;
+        let config = self.config(&source.reference, &manifest.config, &origin)?;
         let config: ImageConfig = serde_json::from_slice(&config).map_err(|e| EngineError::Internal(e.to_string()))?;
         let layers: Vec<(Descriptor, Digest)> = manifest.layers.into_iter().zip(config.rootfs.diff_ids).collect();
         let (mut tree, mut known) = (TreeId::EMPTY, 0);
