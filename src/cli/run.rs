@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use xbuild_engine::EngineError;
 use xbuild_engine::run::RunRequest;
-use xbuild_runner::sandbox::Stdio;
+use xbuild_runner::Stdio;
 
 /// Flags of `run`.
 #[derive(clap::Args, Debug)]

@@ -17,7 +17,7 @@ use xbuild_frontend::{self as frontend, Diagnostic, Entitlement, Parsed, Plan, S
 use xbuild_graph::{Graph, LocalSource, Op, Platform, SourceOp, VertexId};
 use xbuild_oci::Digest;
 use xbuild_registry::Credentials;
-use xbuild_runner::sandbox::Launcher;
+use xbuild_runner::Launcher;
 use xbuild_solver::{Cancel, Limits, SolveError, Status};
 
 /// Name of the main context in graphs.

@@ -1,13 +1,13 @@
 //! One container in the foreground, so that what was built is seen to work.
 
 use crate::network::{Settings, hosts_file};
+use crate::ops::exec::USERS_MAX;
 use crate::{Engine, EngineError};
 use std::path::PathBuf;
 use xbuild_cache::Staging;
 use xbuild_cache::tree::{Marks, View};
 use xbuild_graph::Platform;
-use xbuild_runner::sandbox::{Network, Outcome, Rootfs, Running, Spec, Stdio};
-use xbuild_runner::users;
+use xbuild_runner::{Network, Outcome, Rootfs, Running, Spec, Stdio, users};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,7 @@ pub struct Container {
 
 impl Container {
     /// A handle to end it from elsewhere.
-    pub fn killer(&self) -> Result<xbuild_runner::sandbox::Killer, EngineError> {
+    pub fn killer(&self) -> Result<xbuild_runner::Killer, EngineError> {
         self.running.killer().map_err(|e| EngineError::Internal(e.to_string()))
     }
 
@@ -62,9 +62,9 @@ impl Engine {
             return Err(EngineError::Source(format!("no command specified: {} has none of its own", request.image)));
         }
         let view = View::layers(&lower, Marks::Trusted)?;
-        let small = |path| view.read_small(path, users::MAX_FILE);
+        let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
         let user = request.user.as_deref().unwrap_or(&config.user);
-        let user = users::resolve(user, small("/etc/passwd")?.as_deref(), small("/etc/group")?.as_deref())
+        let user = users::resolve(user, &small("/etc/passwd")?, &small("/etc/group")?)
             .map_err(|e| EngineError::Source(e.to_string()))?;
         let staging = self.store().staging()?;
         let (upper, work) = (staging.path().join("fs"), staging.path().join("work"));

@@ -14,7 +14,7 @@ use std::time::Instant;
 use xbuild_cache::tree::StatIndex;
 use xbuild_cache::{NewRecord, Record, Store, TreeId};
 use xbuild_graph::{Graph, Op, SourceOp, VertexId};
-use xbuild_runner::sandbox::Launcher;
+use xbuild_runner::Launcher;
 use xbuild_solver::{CacheKey, Task, Worker};
 
 /// Newest records of an op whose inputs are compared when the definition key missed.

@@ -12,12 +12,15 @@ use std::sync::PoisonError;
 use xbuild_cache::tree::{Marks, View};
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
 use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
-use xbuild_runner::sandbox::{End, Network, Rlimit, Rootfs, Running, Security, Spec, Stdio};
-use xbuild_runner::{MountSource, MountSpec, SandboxError, users};
+use xbuild_runner::{
+    End, MountSource, MountSpec, Network, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec, Stdio, users,
+};
 use xbuild_solver::Task;
 
 /// Bytes of output kept for the error of a failed step.
 const TAIL: usize = 16 << 10;
+/// Largest `/etc/passwd` and `/etc/group` of an image.
+pub(crate) const USERS_MAX: u64 = 10 << 20;
 
 /// Everything that must live as long as the process.
 struct Prepared {
@@ -196,9 +199,8 @@ fn cache(
 
 fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared) -> Result<Spec, EngineError> {
     let view = View::layers(&prepared.lower, Marks::Trusted)?;
-    let small = |path| view.read_small(path, users::MAX_FILE);
-    let (passwd, group) = (small("/etc/passwd")?, small("/etc/group")?);
-    let user = users::resolve(&op.user, passwd.as_deref(), group.as_deref()).map_err(|e| EngineError::Source(e.to_string()))?;
+    let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
+    let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?).map_err(|e| EngineError::Source(e.to_string()))?;
     let root = Rootfs::Overlay {
         lower: prepared.lower.clone(),
         upper: prepared.root.join("fs"),
@@ -289,7 +291,7 @@ fn said(end: End) -> String {
 }
 
 /// Waits for the end; a cancelled build kills the sandbox.
-fn wait(running: Running, task: &Task<'_, Output>) -> Result<xbuild_runner::sandbox::Outcome, SandboxError> {
+fn wait(running: Running, task: &Task<'_, Output>) -> Result<Outcome, SandboxError> {
     let Ok(killer) = running.killer() else { return running.wait() };
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {

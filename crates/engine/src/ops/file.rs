@@ -65,11 +65,24 @@ fn time(seconds: i64) -> Time {
 /// Numbers for `--chown`, looked up in the base. An unknown name is number 0, as in BuildKit.
 fn ids(base: &View, owner: Option<&Owner>) -> Result<Option<Ids>, EngineError> {
     let Some(owner) = owner else { return Ok(None) };
-    let small = |path| base.read_small(path, users::MAX_FILE);
+    let small = |path| Ok::<_, EngineError>(base.read_small(path, super::exec::USERS_MAX)?.unwrap_or_default());
     let (passwd, group) = (small("/etc/passwd")?, small("/etc/group")?);
-    let ids = users::owner(&owner.user, owner.group.as_deref(), passwd.as_deref(), group.as_deref());
-    let (uid, gid) = ids.map_err(|e| EngineError::Source(e.to_string()))?;
-    Ok(Some(Ids { uid, gid }))
+    let user = users::resolve(&owner.user, &passwd, &[]).map(|user| user.identity);
+    let user = or_zero(user, Default::default())?;
+    let gid = match owner.group.as_deref() {
+        None | Some("") => user.gid,
+        Some(name) => or_zero(users::resolve_group(name, &group), 0)?,
+    };
+    Ok(Some(Ids { uid: user.uid, gid }))
+}
+
+/// An unknown name is number 0; a number out of range is an error.
+fn or_zero<T>(found: Result<T, users::UserError>, zero: T) -> Result<T, EngineError> {
+    match found {
+        Ok(found) => Ok(found),
+        Err(users::UserError::UnknownUser(_) | users::UserError::UnknownGroup(_)) => Ok(zero),
+        Err(error) => Err(EngineError::Source(error.to_string())),
+    }
 }
 
 fn copy(worker: &BuildWorker, writer: &DiffWriter, action: &CopyAction, task: &Task<'_, Output>) -> Result<(), EngineError> {

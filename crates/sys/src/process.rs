@@ -1,0 +1,165 @@
+//! Making, changing and ending processes.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, c_char};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// Which side of a fork the caller is on.
+#[derive(Debug)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The process that forked: the child's id and a descriptor of it, which becomes readable when it ends.
+    Parent {
+        /// Process id in the caller's pid namespace.
+        pid: u32,
+        /// Close-on-exec process descriptor.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Reports whether the calling process has exactly one thread.
+pub fn is_single_threaded() -> io::Result<bool> {
+    Ok(std::fs::read_dir("/proc/self/task")?.take(2).count() == 1)
+}
+
+/// Forks; the child is process 1 of a new pid namespace when `new_namespace`. Linux 5.5 (`clone3` with a pidfd).
+///
+/// The process must be single-threaded: otherwise a lock held by another thread (the allocator's, for one) would stay
+/// locked for ever in the child. That is a hang, not a memory error, so the function is safe to call; callers check
+/// with [`is_single_threaded`] once at their start.
+pub fn fork_pid_namespace(new_namespace: bool) -> io::Result<Forked> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: `clone_args` is plain data for which all-zero bytes are a valid value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = libc::CLONE_PIDFD as u64;
+    if new_namespace {
+        arguments.flags |= libc::CLONE_NEWPID as u64;
+    }
+    arguments.pidfd = (&raw mut pidfd).addr() as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of the address space and continues on a copy of this stack,
+    // as after fork(2), so no memory is shared; `arguments` outlives the call and its size is passed; the kernel writes
+    // one descriptor to `pidfd`, which lives on this stack frame.
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    match answer {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => {
+            // SAFETY: the kernel has just made this descriptor for us and nothing else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Forked::Parent { pid: pid as u32, pidfd })
+        }
+    }
+}
+
+/// Takes ownership of the standard descriptor `number` (0, 1 or 2) that this process was started with.
+///
+/// The number is left open on something harmless (`/dev/null`), so that later opens cannot land on it.
+pub fn adopt(number: u8) -> io::Result<OwnedFd> {
+    if number > 2 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: the calls take plain integers and a static string. The duplicate is a new descriptor that nothing else
+    // owns. Replacing what stands behind 0–2 is what dup2 is for: std's handles name the number, not the file.
+    unsafe {
+        let copy = libc::fcntl(i32::from(number), libc::F_DUPFD_CLOEXEC, 3);
+        if copy < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let copy = OwnedFd::from_raw_fd(copy);
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if null < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let null = OwnedFd::from_raw_fd(null);
+        if libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), i32::from(number)) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(copy)
+    }
+}
+
+/// Marks every descriptor from `first` on close-on-exec. Linux 5.11.
+///
+/// Closing at once would pull descriptors from under their owners; marking has the same effect for the program that is
+/// about to be executed.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: plain integers; with CLOSE_RANGE_CLOEXEC nothing is closed now, only a flag is set.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Puts every signal to its default action and unblocks all of them (Rust's start-up ignores SIGPIPE, which would be
+/// inherited through exec).
+pub fn reset_signals() -> io::Result<()> {
+    // SAFETY: `sigaction` and `sigset_t` are plain data for which all-zero bytes are valid (SIG_DFL is 0); the pointers
+    // are to this stack frame. Default actions run no code of this process, so no handler's assumptions break.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        for signal in 1..=64 {
+            // Fails with EINVAL for SIGKILL, SIGSTOP and the two that libc keeps; their actions are default anyway.
+            libc::sigaction(signal, &raw const action, ptr::null_mut());
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        if libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Replaces this process by the program at `path`; returns only when that failed.
+pub fn execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> Result<Infallible, io::Error> {
+    let argv = pointers(arguments);
+    let envp = pointers(environment);
+    // SAFETY: both arrays end with a null pointer and point to NUL-terminated strings, all of which outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    Err(io::Error::last_os_error())
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Ends the process at once, without running exit handlers or flushing anything that a fork has copied.
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: `_exit` takes an integer and does not return.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
+/// Closes every descriptor from `first` on that this process was started with. Linux 5.9.
+///
+/// To be called first in `main`, before anything owns a descriptor; `first` must be above the standard ones.
+pub fn close_inherited(first: u32) -> io::Result<()> {
+    if first < 3 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: plain integers. No memory is touched; that nothing owns these descriptors yet is the caller's promise,
+    // and a broken one shows as EBADF.
+    let answer = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Moves the calling process to new namespaces. `flags` are `CLONE_NEW*`; others are refused.
+///
+/// `CLONE_FILES` is what makes `unshare` unsafe elsewhere: it would separate the descriptor tables of threads.
+pub fn unshare(flags: u32) -> io::Result<()> {
+    const NAMESPACES: u32 = (libc::CLONE_NEWNS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWCGROUP) as u32;
+    if flags & !NAMESPACES != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: an integer goes in; none of the flags let through touches memory or descriptors of this process.
+    if unsafe { libc::unshare(flags as libc::c_int) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

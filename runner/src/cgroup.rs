@@ -1,0 +1,223 @@
+//! Control groups: version 1, version 2, and both at once.
+//!
+//! A limit that cannot be set is an error, never ignored. Where both versions are mounted, a controller is taken from
+//! the hierarchy that has it.
+
+use crate::error::{During, Failure};
+use crate::spec::CgroupSpec;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    root: PathBuf,
+    unified: bool,
+    controllers: Vec<String>,
+}
+
+/// Reports whether `/sys/fs/cgroup` is the unified hierarchy, as on a host with version 2 only.
+pub(crate) fn is_unified() -> bool {
+    const CGROUP2_MAGIC: u64 = 0x6367_7270;
+    rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|about| about.f_type as u64 == CGROUP2_MAGIC)
+}
+
+/// Makes the group, sets its limits and moves the calling process into it.
+pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
+    check_names(spec)?;
+    let hierarchies = hierarchies().during(|| "list the control group hierarchies".to_owned())?;
+    let settings = settings(spec);
+    let mut joined: Vec<&Hierarchy> = Vec::new();
+    for (controller, _, _, _) in &settings {
+        let hierarchy = hierarchies
+            .iter()
+            .find(|hierarchy| hierarchy.controllers.iter().any(|has| has == controller))
+            .ok_or_else(|| Failure::Refused(format!("this host has no `{controller}` control group controller")))?;
+        if !joined.contains(&hierarchy) {
+            joined.push(hierarchy);
+        }
+    }
+    // Without limits a group still serves to find and end what runs in it.
+    if let (true, Some(unified)) = (joined.is_empty(), hierarchies.iter().find(|one| one.unified)) {
+        joined.push(unified);
+    }
+    for hierarchy in joined {
+        let group = make_group(hierarchy, spec, &settings)?;
+        for (controller, v1, v2, value) in &settings {
+            if !hierarchy.controllers.iter().any(|has| has == controller) {
+                continue;
+            }
+            let file = group.join(if hierarchy.unified { v2 } else { v1 });
+            let value = if hierarchy.unified { value.unified.as_str() } else { value.legacy.as_str() };
+            write(&file, value).during(|| format!("set the limit `{}` to {value}", file.display()))?;
+        }
+        write(&group.join("cgroup.procs"), "0").during(|| format!("join the control group `{}`", group.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes the group everywhere; true when the kernel ended a process in it for want of memory.
+pub(crate) fn remove(spec: &CgroupSpec) -> bool {
+    let mut oom = false;
+    let Ok(hierarchies) = hierarchies() else { return false };
+    for hierarchy in hierarchies {
+        let group = hierarchy.root.join(&spec.parent).join(&spec.name);
+        for file in ["memory.events", "memory.oom_control"] {
+            let text = fs::read_to_string(group.join(file)).unwrap_or_default();
+            oom |= text.lines().any(|line| {
+                line.strip_prefix("oom_kill ").and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count > 0)
+            });
+        }
+        let _ = fs::remove_dir(&group);
+    }
+    oom
+}
+
+struct Value {
+    legacy: String,
+    unified: String,
+}
+
+/// Controller, version 1 file, version 2 file, value.
+type Setting = (&'static str, &'static str, &'static str, Value);
+
+fn settings(spec: &CgroupSpec) -> Vec<Setting> {
+    let same = |text: String| Value { legacy: text.clone(), unified: text };
+    let mut settings: Vec<Setting> = Vec::new();
+    // Before anything joins: a cpuset without memory nodes cannot be joined in version 1.
+    for (file, wanted) in [("cpuset.cpus", &spec.cpuset_cpus), ("cpuset.mems", &spec.cpuset_mems)] {
+        if let Some(list) = wanted {
+            settings.push(("cpuset", file, file, same(list.clone())));
+        }
+    }
+    if let Some(bytes) = spec.memory {
+        settings.push(("memory", "memory.limit_in_bytes", "memory.max", same(bytes.to_string())));
+    }
+    let period = spec.cpu_period.unwrap_or(100_000);
+    if spec.cpu_quota.is_some() || spec.cpu_period.is_some() {
+        let quota = spec.cpu_quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+        let value = Value { legacy: period.to_string(), unified: format!("{quota} {period}") };
+        settings.push(("cpu", "cpu.cfs_period_us", "cpu.max", value));
+    }
+    if let Some(quota) = spec.cpu_quota {
+        let value = Value { legacy: quota.to_string(), unified: format!("{quota} {period}") };
+        settings.push(("cpu", "cpu.cfs_quota_us", "cpu.max", value));
+    }
+    if let Some(shares) = spec.cpu_shares {
+        let shares = shares.clamp(2, 262_144);
+        // The runtimes' common mapping of 2–262144 to 1–10000.
+        let weight = 1 + (shares - 2) * 9999 / 262_142;
+        let value = Value { legacy: shares.to_string(), unified: weight.to_string() };
+        settings.push(("cpu", "cpu.shares", "cpu.weight", value));
+    }
+    if let Some(count) = spec.pids {
+        settings.push(("pids", "pids.max", "pids.max", same(count.to_string())));
+    }
+    settings
+}
+
+fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) -> Result<PathBuf, Failure> {
+    let mut at = hierarchy.root.clone();
+    let components = spec.parent.split('/').filter(|part| !part.is_empty()).chain([spec.name.as_str()]);
+    for component in components {
+        if hierarchy.unified {
+            // Each parent hands the controllers on that are needed below it.
+            for (controller, ..) in settings {
+                if hierarchy.controllers.iter().any(|has| has == controller) {
+                    write(&at.join("cgroup.subtree_control"), &format!("+{controller}"))
+                        .during(|| format!("delegate `{controller}` in `{}`", at.display()))?;
+                }
+            }
+        }
+        at.push(component);
+        match fs::create_dir(&at) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).during(|| format!("make the control group `{}`", at.display()));
+            }
+            _ => {}
+        }
+        if hierarchy.controllers.iter().any(|has| has == "cpuset") && !hierarchy.unified {
+            inherit_cpuset(&at).during(|| format!("fill the cpuset of `{}`", at.display()))?;
+        }
+    }
+    Ok(at)
+}
+
+/// A new version 1 cpuset is empty and takes no process.
+fn inherit_cpuset(group: &Path) -> io::Result<()> {
+    let Some(parent) = group.parent() else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if fs::read_to_string(group.join(file))?.trim().is_empty() {
+            write(&group.join(file), fs::read_to_string(parent.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// Names come from flags and must stay below the hierarchy.
+fn check_names(spec: &CgroupSpec) -> Result<(), Failure> {
+    let climbs = spec.parent.split('/').any(|part| part == ".." || part == ".");
+    let single = !spec.name.is_empty() && !spec.name.contains('/') && spec.name != "." && spec.name != "..";
+    if climbs || !single || spec.parent.starts_with('/') {
+        return Err(Failure::Refused(format!("`{}/{}` is not a control group path", spec.parent, spec.name)));
+    }
+    Ok(())
+}
+
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+}
+
+fn hierarchies() -> io::Result<Vec<Hierarchy>> {
+    let mut found = parse_mounts(&fs::read_to_string("/proc/self/mountinfo")?);
+    for hierarchy in found.iter_mut().filter(|hierarchy| hierarchy.unified) {
+        let list = fs::read_to_string(hierarchy.root.join("cgroup.controllers"))?;
+        hierarchy.controllers = list.split_whitespace().map(str::to_owned).collect();
+    }
+    Ok(found)
+}
+
+/// Reads the hierarchies out of a mountinfo text; see proc_pid_mountinfo(5).
+fn parse_mounts(text: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in text.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut after = after.split(' ');
+        let (Some(kind), Some(_source), Some(options)) = (after.next(), after.next(), after.next()) else { continue };
+        let Some(point) = before.split(' ').nth(4) else { continue };
+        if !matches!(kind, "cgroup" | "cgroup2") || found.iter().any(|one| one.root == Path::new(point)) {
+            continue;
+        }
+        found.push(Hierarchy {
+            root: PathBuf::from(point),
+            unified: kind == "cgroup2",
+            controllers: options.split(',').map(str::to_owned).collect(),
+        });
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_read_from_mountinfo() {
+        let text = "31 23 0:26 / /sys/fs/cgroup/memory rw,nosuid shared:9 - cgroup cgroup rw,memory\n\
+                    32 23 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                    33 23 0:28 / /proc rw - proc proc rw\n";
+        let found = parse_mounts(text);
+        assert_eq!(found.len(), 2);
+        assert!(found[0].controllers.contains(&"memory".to_owned()) && !found[0].unified);
+        assert!(found[1].unified);
+    }
+
+    #[test]
+    fn group_names_stay_below_the_hierarchy() {
+        for (parent, name) in [("..", "a"), ("a/../..", "b"), ("a", ".."), ("a", "b/c"), ("/a", "b"), ("a", "")] {
+            let spec = CgroupSpec { parent: parent.to_owned(), name: name.to_owned(), ..CgroupSpec::default() };
+            assert!(check_names(&spec).is_err(), "{parent} {name}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the process is and may do: limits, capabilities, user and groups.
+
+use crate::error::{During, Failure};
+use crate::spec::{Identity, Rlimit, Security};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+
+/// Docker's default capabilities.
+fn docker_capabilities() -> CapabilitySet {
+    CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::KILL
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETUID
+        | CapabilitySet::SETPCAP
+        | CapabilitySet::NET_BIND_SERVICE
+        | CapabilitySet::NET_RAW
+        | CapabilitySet::SYS_CHROOT
+        | CapabilitySet::MKNOD
+        | CapabilitySet::AUDIT_WRITE
+        | CapabilitySet::SETFCAP
+}
+
+/// Takes everything beyond docker's set out of the bounding set, so that no later exec can bring it back.
+pub(super) fn limit_capabilities(security: Security) -> Result<(), Failure> {
+    if security == Security::Insecure {
+        return Ok(());
+    }
+    let keep = docker_capabilities().bits();
+    for number in 0..64 {
+        if keep & (1 << number) != 0 {
+            continue;
+        }
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        match remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
+            // The first number this kernel does not know ends the list.
+            Err(Errno::INVAL) if number > 37 && capability_is_in_bounding_set(one).is_err() => break,
+            Err(error) => return Err(error).during(|| format!("drop capability {number}")),
+        }
+    }
+    Ok(())
+}
+
+/// Becomes `user`, with empty inheritable and ambient sets.
+///
+/// For root the remaining sets are cut to the bounding set; for others the kernel clears them with the change of user.
+pub(super) fn become_user(user: &Identity, security: Security) -> Result<(), Failure> {
+    for id in [user.uid, user.gid].iter().chain(&user.groups) {
+        if *id == u32::MAX {
+            return Err(Failure::Refused(format!("{id} is not a user or group id")));
+        }
+    }
+    let mut groups = vec![Gid::from_raw(user.gid)];
+    groups.extend(user.groups.iter().filter(|group| **group != user.gid).map(|group| Gid::from_raw(*group)));
+    set_thread_groups(&groups).during(|| "set the supplementary groups".to_owned())?;
+    let gid = Gid::from_raw(user.gid);
+    set_thread_res_gid(gid, gid, gid).during(|| format!("become group {}", user.gid))?;
+    let uid = Uid::from_raw(user.uid);
+    set_thread_res_uid(uid, uid, uid).during(|| format!("become user {}", user.uid))?;
+    clear_ambient_capability_set().during(|| "clear the ambient capabilities".to_owned())?;
+    let now = capabilities(None).during(|| "read the capabilities".to_owned())?;
+    let allowed = match security {
+        Security::Sandbox => now.permitted & docker_capabilities(),
+        Security::Insecure => now.permitted,
+    };
+    let sets = CapabilitySets {
+        effective: now.effective & allowed,
+        permitted: allowed,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets).during(|| "set the capabilities".to_owned())
+}
+
+/// Sets resource limits. A hard limit above the current one needs `CAP_SYS_RESOURCE`; without it that is an error, for
+/// a limit must not be ignored.
+pub(super) fn set_limits(limits: &[Rlimit]) -> Result<(), Failure> {
+    for limit in limits {
+        let resource = resource(&limit.name)
+            .ok_or_else(|| Failure::Refused(format!("`{}` is not a resource limit", limit.name)))?;
+        let wanted = rustix::process::Rlimit { current: limit.soft, maximum: limit.hard };
+        setrlimit(resource, wanted).during(|| {
+            let now = getrlimit(resource);
+            format!(
+                "set the limit {}={}:{} (the engine has {}:{})",
+                limit.name,
+                shown(limit.soft),
+                shown(limit.hard),
+                shown(now.current),
+                shown(now.maximum)
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn shown(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string())
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "as" => Resource::As,
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return None,
+    })
+}

@@ -1,0 +1,113 @@
+//! The mounts a request asks for.
+
+use super::resolve::{Kind, Root, type_of};
+use super::rootfs::{Writable, attach, clone_tree, new_filesystem, open_host, overlay, select};
+use super::staging::Staging;
+use crate::error::{During, Failure};
+use crate::protocol::Leftovers;
+use crate::spec::{MountSource, MountSpec, Spec};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, fstatfs};
+use rustix::mount::MountAttrFlags;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use xbuild_sys::MountFlags;
+
+const PROC_MAGIC: u64 = 0x9fa0;
+
+/// Mounts what `spec` lists, after the files the engine itself lays over the image.
+pub(super) fn mount_all(
+    root: &Root,
+    spec: &Spec,
+    staging: &mut Staging,
+    leftovers: &mut Leftovers,
+) -> Result<(), Failure> {
+    for (data, path) in [(&spec.resolv_conf, "/etc/resolv.conf"), (&spec.hosts_file, "/etc/hosts")] {
+        if let Some(data) = data {
+            let file = staging.file(data, 0o644, (0, 0))?;
+            place(root, path, file, true, leftovers)?;
+        }
+    }
+    for mount in &spec.mounts {
+        let tree = detached(mount, staging)?;
+        place(root, &mount.destination, tree, mount.readonly, leftovers)?;
+    }
+    Ok(())
+}
+
+/// Attaches a detached mount at a path of the root.
+fn place(
+    root: &Root,
+    path: &str,
+    tree: OwnedFd,
+    readonly: bool,
+    leftovers: &mut Leftovers,
+) -> Result<(), Failure> {
+    let kind = match type_of(tree.as_fd()).during(|| format!("look at the source of the mount `{path}`"))? {
+        FileType::Directory => Kind::Directory,
+        _ => Kind::File,
+    };
+    let target = root.mount_point(path, kind, leftovers)?;
+    let on = fstatfs(&target).during(|| format!("look at `{path}`"))?;
+    if on.f_type as u64 == PROC_MAGIC {
+        return Err(Failure::Refused(format!("`{path}` cannot be mounted because it is inside /proc")));
+    }
+    if readonly {
+        let flags = MountFlags { readonly: true, ..MountFlags::default() };
+        xbuild_sys::set_mount_flags(tree.as_fd(), flags, true).during(|| format!("make `{path}` read-only"))?;
+    }
+    attach(tree.as_fd(), target.as_fd()).during(|| format!("mount `{path}`"))
+}
+
+fn detached(mount: &MountSpec, staging: &mut Staging) -> Result<OwnedFd, Failure> {
+    let label = || format!("prepare the mount `{}`", mount.destination);
+    match &mount.source {
+        MountSource::Bind { path, selector, recursive } => {
+            let source = select(open_host(path)?.as_fd(), selector)?;
+            clone_tree(source.as_fd(), *recursive).during(label)
+        }
+        MountSource::Overlay { lower, scratch, selector } => {
+            let writable = scratch.as_ref().map(|(upper, work)| Writable {
+                upper,
+                work,
+                volatile: true,
+                userxattr: false,
+            });
+            let tree = overlay(lower, writable.as_ref())?;
+            if selector.trim_matches('/').is_empty() {
+                return Ok(tree);
+            }
+            let stage = staging.directory(0o755)?;
+            attach(tree.as_fd(), stage.as_fd()).during(label)?;
+            let source = select(tree.as_fd(), selector)?;
+            let part = clone_tree(source.as_fd(), false).during(label)?;
+            Ok(part)
+        }
+        MountSource::Tmpfs { size, mode } => {
+            let mode = format!("{mode:o}");
+            let size = size.map(|size| size.to_string());
+            let mut options = vec![("mode", mode.as_str())];
+            options.extend(size.as_deref().map(|size| ("size", size)));
+            new_filesystem("tmpfs", &options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
+        }
+        MountSource::File { data, mode, uid, gid } => {
+            let tree = staging.file(data, *mode, (*uid, *gid))?;
+            let flags = MountFlags { nosuid: true, nodev: true, ..MountFlags::default() };
+            xbuild_sys::set_mount_flags(tree.as_fd(), flags, false).during(label)?;
+            Ok(tree)
+        }
+        MountSource::Socket { path, mode, uid, gid } => socket(path, *mode, *uid, *gid),
+    }
+}
+
+fn socket(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<OwnedFd, Failure> {
+    let source = open_host(path)?;
+    let label = || format!("mount the socket `{}`", path.display());
+    if type_of(source.as_fd()).during(label)? != FileType::Socket {
+        return Err(Failure::Refused(format!("`{}` is not a socket", path.display())));
+    }
+    chownat(&source, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH).during(label)?;
+    // An O_PATH descriptor takes no fchmod; its /proc link reaches exactly this socket. This is the host's /proc.
+    let itself = format!("/proc/self/fd/{}", source.as_raw_fd());
+    chmodat(CWD, itself, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty()).during(label)?;
+    clone_tree(source.as_fd(), false).during(label)
+}

@@ -1,0 +1,165 @@
+//! The root file system and other trees, as detached mounts.
+
+use super::resolve::open_inside;
+use crate::error::{During, Failure};
+use crate::spec::Rootfs;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Attaches the detached mount `tree` on top of `target`.
+pub(super) fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", target, "", flags)
+}
+
+/// A detached copy of the mount at `source`, showing only what is at and below it.
+pub(super) fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(source, "", flags)
+}
+
+/// A new detached mount of the file system `kind`; options without a value are flags.
+pub(super) fn new_filesystem(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Failure> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).during(|| format!("open file system type `{kind}`"))?;
+    for (key, value) in options {
+        set(&context, key, value).during(|| format!("option `{key}={value}` of {kind}"))?;
+    }
+    finish(&context, kind, attributes)
+}
+
+fn set(context: &OwnedFd, key: &str, value: &str) -> Result<(), Errno> {
+    if value.is_empty() {
+        fsconfig_set_flag(context, key)
+    } else {
+        fsconfig_set_string(context, key, value)
+    }
+}
+
+fn finish(context: &OwnedFd, kind: &str, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
+    fsconfig_create(context).during(|| match kernel_message(context) {
+        Some(message) => format!("mount {kind}: {message}"),
+        None => format!("mount {kind}"),
+    })?;
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).during(|| format!("mount {kind}"))
+}
+
+/// The kernel's own words on why a file system context was refused.
+fn kernel_message(context: &OwnedFd) -> Option<String> {
+    let mut buffer = [0; 512];
+    let length = rustix::io::read(context, &mut buffer).ok()?;
+    Some(String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned())
+}
+
+/// The root file system as a detached mount.
+pub(super) fn mount_root(root: &Rootfs) -> Result<OwnedFd, Failure> {
+    match root {
+        Rootfs::Overlay { lower, upper, work, volatile, userxattr } => {
+            let writable = Writable { upper, work, volatile: *volatile, userxattr: *userxattr };
+            overlay(lower, Some(&writable))
+        }
+        Rootfs::ReadOnlyOverlay { lower } => overlay(lower, None),
+        Rootfs::Directory(path) => bind(path),
+    }
+}
+
+/// The writable part of an overlay.
+pub(super) struct Writable<'spec> {
+    pub(super) upper: &'spec Path,
+    pub(super) work: &'spec Path,
+    pub(super) volatile: bool,
+    pub(super) userxattr: bool,
+}
+
+/// Lays directories over each other, the topmost first. One read-only directory alone becomes a read-only bind, since
+/// overlayfs wants two.
+pub(super) fn overlay(lower: &[PathBuf], writable: Option<&Writable<'_>>) -> Result<OwnedFd, Failure> {
+    match (lower, writable) {
+        ([], _) => return Err(Failure::Refused("an overlay needs a lower directory".to_owned())),
+        ([only], None) => {
+            let tree = bind(only)?;
+            let readonly = xbuild_sys::MountFlags { readonly: true, ..Default::default() };
+            xbuild_sys::set_mount_flags(tree.as_fd(), readonly, false).during(|| format!("protect `{}`", only.display()))?;
+            return Ok(tree);
+        }
+        _ => {}
+    }
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).during(|| "open overlayfs".to_owned())?;
+    // Renamed directories and metadata-only copies would put names and sizes into attributes that only this kernel
+    // understands; a layer must hold plain files. No index: hard links of lower files break on write, as for BuildKit.
+    for (key, value) in [("redirect_dir", "off"), ("metacopy", "off"), ("index", "off")] {
+        set(&context, key, value).during(|| format!("overlay option `{key}={value}`"))?;
+    }
+    set_lower(&context, lower)?;
+    if let Some(writable) = writable {
+        if writable.volatile {
+            set(&context, "volatile", "").during(|| "overlay option `volatile`".to_owned())?;
+        }
+        if writable.userxattr {
+            set(&context, "userxattr", "").during(|| "overlay option `userxattr`".to_owned())?;
+        }
+        for (key, path) in [("upperdir", writable.upper), ("workdir", writable.work)] {
+            fsconfig_set_string(&context, key, path).during(|| format!("overlay {key} `{}`", path.display()))?;
+        }
+    }
+    finish(&context, "overlay", MountAttrFlags::empty())
+}
+
+/// `lowerdir+` takes one directory a time, so neither a page nor escaping of `:` limits the list. Linux 6.5 (6.7 with
+/// these semantics); before it the joined string.
+fn set_lower(context: &OwnedFd, lower: &[PathBuf]) -> Result<(), Failure> {
+    for (index, path) in lower.iter().enumerate() {
+        match fsconfig_set_string(context, "lowerdir+", path.as_path()) {
+            Ok(()) => {}
+            Err(Errno::INVAL) if index == 0 => return set_joined_lower(context, lower),
+            Err(error) => return Err(error).during(|| format!("overlay lower directory `{}`", path.display())),
+        }
+    }
+    Ok(())
+}
+
+fn set_joined_lower(context: &OwnedFd, lower: &[PathBuf]) -> Result<(), Failure> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut joined = Vec::new();
+    for path in lower {
+        if !joined.is_empty() {
+            joined.push(b':');
+        }
+        for &byte in path.as_os_str().as_bytes() {
+            if matches!(byte, b':' | b'\\' | b',') {
+                joined.push(b'\\');
+            }
+            joined.push(byte);
+        }
+    }
+    fsconfig_set_string(context, "lowerdir", joined).during(|| format!("{} overlay lower directories", lower.len()))
+}
+
+/// One directory of the host as a detached mount.
+fn bind(path: &Path) -> Result<OwnedFd, Failure> {
+    let source = open_host(path)?;
+    clone_tree(source.as_fd(), false).during(|| format!("bind `{}`", path.display()))
+}
+
+/// Opens a host path that the engine chose.
+pub(super) fn open_host(path: &Path) -> Result<OwnedFd, Failure> {
+    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .during(|| format!("open `{}`", path.display()))
+}
+
+/// Opens `selector` inside `source`, naming the selector when it is not there.
+pub(super) fn select(source: BorrowedFd<'_>, selector: &str) -> Result<OwnedFd, Failure> {
+    open_inside(source, selector).during(|| format!("mount source `{selector}`"))
+}

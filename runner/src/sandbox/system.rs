@@ -1,0 +1,188 @@
+//! The file systems every process expects: `/proc`, `/dev`, `/sys`, and what is hidden of them.
+
+use super::resolve::{Root, type_of};
+use super::rootfs::{attach, clone_tree, new_filesystem};
+use super::staging::Staging;
+use crate::error::{During, Failure};
+use crate::spec::{Security, Spec};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat, openat2, symlinkat};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use xbuild_sys::MountFlags;
+
+const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+
+/// Character devices of `/dev`: name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Files of the kernel that docker hides, below `/proc` and `/sys`.
+const MASKED_PROC: [&str; 11] = [
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+    "driver",
+];
+const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
+
+/// Files of the kernel that docker protects, below `/proc`.
+const READONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// The kernel file systems, mounted in the root.
+pub(super) struct System {
+    proc: OwnedFd,
+    sys: OwnedFd,
+}
+
+/// Mounts `/proc`, `/dev` and `/sys`.
+pub(super) fn mount_system(root: &Root, spec: &Spec) -> Result<System, Failure> {
+    let proc = new_filesystem("proc", &[], NOSUID | NODEV | NOEXEC)?;
+    attach_system(root, "proc", proc.as_fd())?;
+    mount_dev(root, spec.shm_size)?;
+    let readonly = if spec.security == Security::Sandbox { RDONLY } else { MountAttrFlags::empty() };
+    let sys = new_filesystem("sysfs", &[], NOSUID | NODEV | NOEXEC | readonly)?;
+    attach_system(root, "sys", sys.as_fd())?;
+    mount_cgroups(sys.as_fd(), readonly)?;
+    Ok(System { proc, sys })
+}
+
+/// Attaches at a directory right below the root. A link there is refused: everything that is later masked or read by
+/// name would go where the image pointed (CVE-2019-16884, CVE-2023-28642).
+fn attach_system(root: &Root, name: &str, mount: BorrowedFd<'_>) -> Result<(), Failure> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = match openat(root.fd(), name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => mkdirat(root.fd(), name, Mode::from_raw_mode(0o755))
+            .and_then(|()| openat(root.fd(), name, flags, Mode::empty())),
+        answer => answer,
+    };
+    let target = target.during(|| format!("open `/{name}`"))?;
+    match type_of(target.as_fd()).during(|| format!("look at `/{name}`"))? {
+        FileType::Directory => attach(mount, target.as_fd()).during(|| format!("attach `/{name}`")),
+        _ => Err(Failure::Refused(format!("`/{name}` of the image is not a directory, so nothing can be mounted there"))),
+    }
+}
+
+fn mount_dev(root: &Root, shm_size: Option<u64>) -> Result<(), Failure> {
+    let attributes = NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    let dev = new_filesystem("tmpfs", &[("mode", "0755"), ("size", "65536k")], attributes)?;
+    fill_dev(dev.as_fd()).during(|| "fill `/dev`".to_owned())?;
+    attach_system(root, "dev", dev.as_fd())?;
+    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let size = shm_size.unwrap_or(64 << 20).to_string();
+    let shm = [("mode", "1777"), ("size", size.as_str())];
+    let below: [(&str, &str, &[(&str, &str)], MountAttrFlags); 3] = [
+        ("pts", "devpts", &pts, NOSUID | NOEXEC),
+        ("shm", "tmpfs", &shm, NOSUID | NODEV | NOEXEC),
+        ("mqueue", "mqueue", &[], NOSUID | NODEV | NOEXEC),
+    ];
+    for (name, kind, options, attributes) in below {
+        let mount = new_filesystem(kind, options, attributes)?;
+        let target = openat(&dev, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .during(|| format!("open `/dev/{name}`"))?;
+        attach(mount.as_fd(), target.as_fd()).during(|| format!("attach `/dev/{name}`"))?;
+    }
+    Ok(())
+}
+
+fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
+    for (name, major, minor) in DEVICES {
+        let device = makedev(major, minor);
+        mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)?;
+    }
+    for (name, target) in LINKS {
+        symlinkat(target, dev, name)?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// Shows the process's own control groups where the host has the unified hierarchy; the many mounts of version 1 are
+/// left out, they cost more than steps need them.
+fn mount_cgroups(sys: BorrowedFd<'_>, readonly: MountAttrFlags) -> Result<(), Failure> {
+    let Some(target) = below(sys, "fs/cgroup").during(|| "open `/sys/fs/cgroup`".to_owned())? else { return Ok(()) };
+    if !crate::cgroup::is_unified() {
+        return Ok(());
+    }
+    let mount = new_filesystem("cgroup2", &[], NOSUID | NODEV | NOEXEC | readonly)?;
+    attach(mount.as_fd(), target.as_fd()).during(|| "attach `/sys/fs/cgroup`".to_owned())
+}
+
+/// Hides and protects what docker hides and protects. By descriptor from the file systems mounted here, so nothing the
+/// image or another sandbox does can turn a mask elsewhere.
+pub(super) fn mask(system: &System, staging: &mut Staging) -> Result<(), Failure> {
+    let null = verified_null()?;
+    let empty = staging.directory(0o555)?;
+    let proc = MASKED_PROC.iter().map(|path| (system.proc.as_fd(), *path));
+    let sys = MASKED_SYS.iter().map(|path| (system.sys.as_fd(), *path));
+    for (tree, path) in proc.chain(sys) {
+        hide(tree, path, null.as_fd(), empty.as_fd()).during(|| format!("hide `{path}` of the kernel"))?;
+    }
+    for path in READONLY_PROC {
+        protect(system.proc.as_fd(), path).during(|| format!("protect `/proc/{path}`"))?;
+    }
+    Ok(())
+}
+
+fn hide(tree: BorrowedFd<'_>, path: &str, null: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> Result<(), Errno> {
+    let Some(target) = below(tree, path)? else { return Ok(()) };
+    let directory = type_of(target.as_fd())? == FileType::Directory;
+    let cover = clone_tree(if directory { empty } else { null }, false)?;
+    if directory {
+        set_flags(&cover, MountFlags { readonly: true, nosuid: true, nodev: true, noexec: true })?;
+    }
+    attach(cover.as_fd(), target.as_fd())
+}
+
+fn protect(tree: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
+    let Some(target) = below(tree, path)? else { return Ok(()) };
+    let copy = clone_tree(target.as_fd(), false)?;
+    set_flags(&copy, MountFlags { readonly: true, ..MountFlags::default() })?;
+    attach(copy.as_fd(), target.as_fd())
+}
+
+fn set_flags(tree: &OwnedFd, flags: MountFlags) -> Result<(), Errno> {
+    xbuild_sys::set_mount_flags(tree.as_fd(), flags, false)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Opens `path` below a kernel file system, without leaving it; `None` when this kernel has no such file.
+fn below(tree: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Errno> {
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    match openat2(tree, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The host's `/dev/null`, which must be what it says: the character device 1:3 (CVE-2025-31133).
+fn verified_null() -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty()).during(|| "open `/dev/null`".to_owned())?;
+    let stat = rustix::fs::fstat(&null).during(|| "look at `/dev/null`".to_owned())?;
+    let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3);
+    if device { Ok(null) } else { Err(Failure::Refused("`/dev/null` of the host is not the null device".to_owned())) }
+}

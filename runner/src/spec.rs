@@ -1,0 +1,262 @@
+//! What a sandbox is: plain data, complete, with nothing left to look up by name.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// Everything that decides what one sandboxed process sees and may do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// The root file system.
+    pub root: Rootfs,
+    /// Program and arguments; the first is looked up in the `PATH` of `env` when it has no slash.
+    pub args: Vec<String>,
+    /// `NAME=value` entries; entries without `=` carry nothing and are left out.
+    pub env: Vec<String>,
+    /// Working directory inside the root. Missing directories are made, 0755 and owned by root, and stay.
+    pub cwd: String,
+    /// Numeric identity of the process.
+    pub user: Identity,
+    /// Mounts over the root, in order.
+    pub mounts: Vec<MountSpec>,
+    /// Network of the process.
+    pub network: Network,
+    /// How much the process may do.
+    pub security: Security,
+    /// Host name in the process's own UTS namespace.
+    pub hostname: String,
+    /// Content of `/etc/hosts` (mounted read-only, never in the layer).
+    pub hosts_file: Option<Vec<u8>>,
+    /// Content of `/etc/resolv.conf` (mounted read-only, never in the layer).
+    pub resolv_conf: Option<Vec<u8>>,
+    /// Size of `/dev/shm` in bytes; 64 MiB when absent.
+    pub shm_size: Option<u64>,
+    /// Resource limits.
+    pub rlimits: Vec<Rlimit>,
+    /// Control group to run in; the engine's own when absent.
+    pub cgroup: Option<CgroupSpec>,
+    /// Standard input is the terminal the process is to be controlled by.
+    pub tty: bool,
+    /// Keep a tiny init as process 1, which reaps and ends with the command's status. Otherwise the command itself is
+    /// process 1, as in BuildKit.
+    pub init: bool,
+}
+
+impl Spec {
+    /// A sandbox for `args` in `root` with the defaults of a RUN step: root user, working directory `/`, no network.
+    #[must_use]
+    pub fn new(root: Rootfs, args: Vec<String>) -> Spec {
+        Spec {
+            root,
+            args,
+            env: vec![format!("PATH={DEFAULT_PATH}")],
+            cwd: "/".to_owned(),
+            user: Identity::default(),
+            mounts: Vec::new(),
+            network: Network::None,
+            security: Security::Sandbox,
+            hostname: "buildkitsandbox".to_owned(),
+            hosts_file: None,
+            resolv_conf: None,
+            shm_size: None,
+            rlimits: Vec::new(),
+            cgroup: None,
+            tty: false,
+            init: false,
+        }
+    }
+}
+
+/// `PATH` of images that set none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where the root file system comes from. Paths are host paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Rootfs {
+    /// Read-only directories with a writable one over them.
+    Overlay {
+        /// The topmost first.
+        lower: Vec<PathBuf>,
+        /// Receives the changes.
+        upper: PathBuf,
+        /// Empty directory on the file system of `upper`.
+        work: PathBuf,
+        /// No syncing, also not at unmount: a crash may lose the upper directory, which is then thrown away.
+        volatile: bool,
+        /// Keep overlay's own attributes in `user.*`, as rootless users must.
+        userxattr: bool,
+    },
+    /// Read-only directories only, the topmost first.
+    ReadOnlyOverlay {
+        /// The topmost first.
+        lower: Vec<PathBuf>,
+    },
+    /// One directory, written in place.
+    Directory(PathBuf),
+}
+
+/// A user, resolved to numbers. See [`crate::users`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id; becomes part of the supplementary groups too.
+    pub gid: u32,
+    /// Supplementary group ids.
+    pub groups: Vec<u32>,
+}
+
+/// One mount over the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountSpec {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Where: a path inside the root, resolved there, made for the time of the run if missing.
+    pub destination: String,
+    /// No writes through this mount.
+    pub readonly: bool,
+}
+
+/// What is mounted.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum MountSource {
+    /// A directory or file of the host.
+    Bind {
+        /// Host path.
+        path: PathBuf,
+        /// Path inside it, resolved with it as the root; empty for all of it.
+        selector: String,
+        /// With the mounts below it.
+        recursive: bool,
+    },
+    /// Directories laid over each other.
+    Overlay {
+        /// The topmost first.
+        lower: Vec<PathBuf>,
+        /// Scratch for changes, which nobody keeps: upper and work directory. Read-only without.
+        scratch: Option<(PathBuf, PathBuf)>,
+        /// Path inside it, resolved with it as the root; empty for all of it.
+        selector: String,
+    },
+    /// Empty memory file system.
+    Tmpfs {
+        /// Limit in bytes.
+        size: Option<u64>,
+        /// Mode of its root directory.
+        mode: u32,
+    },
+    /// A file held in memory: a secret or an inline script.
+    File {
+        /// Its bytes. They never reach a disk, a log or a command line.
+        data: Vec<u8>,
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// A unix socket of the host, made for this purpose: its mode and owner are changed to the ones given.
+    Socket {
+        /// Host path.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+}
+
+impl fmt::Debug for MountSource {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MountSource::Bind { path, selector, recursive } => to
+                .debug_struct("Bind")
+                .field("path", path)
+                .field("selector", selector)
+                .field("recursive", recursive)
+                .finish(),
+            MountSource::Overlay { lower, scratch, selector } => to
+                .debug_struct("Overlay")
+                .field("lower", lower)
+                .field("scratch", scratch)
+                .field("selector", selector)
+                .finish(),
+            MountSource::Tmpfs { size, mode } => {
+                to.debug_struct("Tmpfs").field("size", size).field("mode", mode).finish()
+            }
+            // The bytes may be a secret.
+            MountSource::File { mode, uid, gid, .. } => {
+                to.debug_struct("File").field("mode", mode).field("uid", uid).field("gid", gid).finish_non_exhaustive()
+            }
+            MountSource::Socket { path, mode, uid, gid } => to
+                .debug_struct("Socket")
+                .field("path", path)
+                .field("mode", mode)
+                .field("uid", uid)
+                .field("gid", gid)
+                .finish(),
+        }
+    }
+}
+
+/// Network of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// The host's network namespace.
+    Host,
+    /// A namespace with loopback only.
+    None,
+}
+
+/// How much the process may do. There is no third value that could fall through to the weaker one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Security {
+    /// Docker's default capabilities and system-call policy, masked kernel files.
+    Sandbox,
+    /// All capabilities the engine has, no filter, no masks.
+    Insecure,
+}
+
+/// One resource limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rlimit {
+    /// Docker's name: `nofile`, `nproc`, `memlock`…
+    pub name: String,
+    /// Soft limit; `None` is unlimited.
+    pub soft: Option<u64>,
+    /// Hard limit; `None` is unlimited.
+    pub hard: Option<u64>,
+}
+
+/// A control group made for one run and removed after it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CgroupSpec {
+    /// Path of the parent below each hierarchy's root, e.g. `xbuild`.
+    pub parent: String,
+    /// One component.
+    pub name: String,
+    /// Memory limit in bytes.
+    pub memory: Option<u64>,
+    /// CPU time per period in microseconds.
+    pub cpu_quota: Option<u64>,
+    /// Period in microseconds; 100,000 when absent.
+    pub cpu_period: Option<u64>,
+    /// Relative weight, in docker's 2–262144 (default 1024).
+    pub cpu_shares: Option<u64>,
+    /// CPUs, e.g. `0-1`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes.
+    pub cpuset_mems: Option<String>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
