@@ -114,7 +114,7 @@ fn start(args: &RunArgs, global: &Global) -> Result<u8> {
     let pump = terminal.map(Terminal::pump);
     let outcome = container.wait()?;
     drop(pump);
-    Ok(u8::try_from(outcome.end.code()).unwrap_or(OWN_ERROR))
+    Ok(u8::try_from(outcome.code()).unwrap_or(OWN_ERROR))
 }
 
 fn owned(stream: impl AsFd) -> Result<OwnedFd> {
