@@ -21,10 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let digest = View::context(Path::new(from), None)?.digest("/", true, &index)?;
             let (hits, hashed) = (index.hits(), start.elapsed());
             let saved = index.save()?;
-            format!(
-                "{} opened {opened:?} hashed {hashed:?} hits {hits} saved {saved}",
-                hex(digest)
-            )
+            format!("{} opened {opened:?} hashed {hashed:?} hits {hits} saved {saved}", hex(digest))
         }
         ["layer", diff, file] => {
             let mut out = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(file)?);
@@ -38,22 +35,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             let file = std::io::BufReader::with_capacity(1 << 20, std::fs::File::open(file)?);
             format!(
                 "{:?}",
-                unpack_layer(
-                    file,
-                    Path::new(diff),
-                    &|| Ok(empty.clone()),
-                    Marks::Trusted,
-                    Limits::default()
-                )?
+                unpack_layer(file, Path::new(diff), &|| Ok(empty.clone()), Marks::Trusted, Limits::default())?
             )
         }
         _ => return Err("see the head of the file for usage".into()),
     };
-    eprintln!(
-        "{:7.1} ms  {} {said}",
-        start.elapsed().as_secs_f64() * 1e3,
-        words.join(" ")
-    );
+    eprintln!("{:7.1} ms  {} {said}", start.elapsed().as_secs_f64() * 1e3, words.join(" "));
     Ok(())
 }
 
@@ -80,15 +67,7 @@ fn copy(view: &View, to: &str, keep_owner: bool) -> Result<String, Box<dyn Error
         limits: Limits::default(),
     };
     let writer = DiffWriter::new(Path::new(to), &base, Marks::Trusted)?;
-    writer.copy(
-        &[CopySource::Path {
-            view,
-            path: Path::new("/"),
-            wildcard: false,
-            required: true,
-        }],
-        &options,
-    )?;
+    writer.copy(&[CopySource::Path { view, path: Path::new("/"), wildcard: false, required: true }], &options)?;
     writer.finish()?;
     Ok(String::new())
 }

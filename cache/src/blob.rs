@@ -59,11 +59,7 @@ impl BlobWriter<'_> {
     pub fn finish(self, expected: Option<Digest>) -> Result<(Digest, u64), StoreError> {
         let (_, digest, size) = self.out.finish();
         if let Some(expected) = expected.filter(|e| *e != digest) {
-            return Err(StoreError::Digest {
-                what: "a blob".into(),
-                found: digest,
-                expected,
-            });
+            return Err(StoreError::Digest { what: "a blob".into(), found: digest, expected });
         }
         let from = self.staging.path().join("blob");
         let to = self.store.blob_path(digest);
@@ -84,17 +80,8 @@ impl Store {
     pub fn write_blob(&self) -> Result<BlobWriter<'_>, StoreError> {
         let staging = self.staging()?;
         let path = staging.path().join("blob");
-        let file = File::options()
-            .create_new(true)
-            .write(true)
-            .read(true)
-            .open(&path)
-            .at("make", &path)?;
-        Ok(BlobWriter {
-            store: self,
-            staging,
-            out: Sha256Writer::new(file),
-        })
+        let file = File::options().create_new(true).write(true).read(true).open(&path).at("make", &path)?;
+        Ok(BlobWriter { store: self, staging, out: Sha256Writer::new(file) })
     }
 
     /// Stores a small blob.
@@ -104,20 +91,15 @@ impl Store {
             return Ok(digest);
         }
         let mut writer = self.write_blob()?;
-        writer
-            .write_all(bytes)
-            .at("write", &self.blob_path(digest))?;
+        writer.write_all(bytes).at("write", &self.blob_path(digest))?;
         Ok(writer.finish(None)?.0)
     }
 
     /// The size of a blob if it is here; marks it as used.
     pub fn has_blob(&self, digest: Digest) -> Result<Option<u64>, StoreError> {
         let db = self.db();
-        let mut query =
-            db.prepare_cached("UPDATE blobs SET last_used=?2 WHERE digest=?1 RETURNING size")?;
-        let size: Option<i64> = query
-            .query_row(params![digest.as_bytes(), now_ms()], |row| row.get(0))
-            .optional()?;
+        let mut query = db.prepare_cached("UPDATE blobs SET last_used=?2 WHERE digest=?1 RETURNING size")?;
+        let size: Option<i64> = query.query_row(params![digest.as_bytes(), now_ms()], |row| row.get(0)).optional()?;
         Ok(size.map(|s| s as u64))
     }
 
@@ -136,35 +118,20 @@ impl Store {
         let bytes = fs::read(&path).at("read", &path)?;
         match Digest::of(&bytes) {
             found if found == digest => Ok(bytes),
-            found => Err(StoreError::Digest {
-                what: "a blob of the store".into(),
-                found,
-                expected: digest,
-            }),
+            found => Err(StoreError::Digest { what: "a blob of the store".into(), found, expected: digest }),
         }
     }
 
     /// A blob that holds the layer `diff_id` in this packing.
-    pub fn packed(
-        &self,
-        diff_id: Digest,
-        packing: Packing,
-    ) -> Result<Option<(Digest, u64)>, StoreError> {
+    pub fn packed(&self, diff_id: Digest, packing: Packing) -> Result<Option<(Digest, u64)>, StoreError> {
         let (compression, level) = packing.columns();
         let db = self.db();
         let mut query = db.prepare_cached(
             "SELECT p.digest, p.size FROM packings p JOIN blobs b ON b.digest=p.digest
              WHERE p.diff_id=?1 AND p.compression=?2 AND (p.level=?3 OR p.level=-100) ORDER BY p.level DESC",
         )?;
-        let read = |row: &rusqlite::Row<'_>| {
-            Ok((
-                Digest::from_bytes(row.get(0)?),
-                row.get::<_, i64>(1)? as u64,
-            ))
-        };
-        Ok(query
-            .query_row(params![diff_id.as_bytes(), compression, level], read)
-            .optional()?)
+        let read = |row: &rusqlite::Row<'_>| Ok((Digest::from_bytes(row.get(0)?), row.get::<_, i64>(1)? as u64));
+        Ok(query.query_row(params![diff_id.as_bytes(), compression, level], read).optional()?)
     }
 
     /// Every packing of a layer that is here, as (compression, digest, size); foreign ones are those that were pulled.
@@ -175,11 +142,7 @@ impl Store {
              ORDER BY level",
         )?;
         let rows = query.query_map([diff_id.as_bytes()], |row| {
-            Ok((
-                row.get(0)?,
-                Digest::from_bytes(row.get(1)?),
-                row.get::<_, i64>(2)? as u64,
-            ))
+            Ok((row.get(0)?, Digest::from_bytes(row.get(1)?), row.get::<_, i64>(2)? as u64))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
@@ -195,13 +158,7 @@ impl Store {
         let (compression, level) = packing.columns();
         self.db().execute(
             "INSERT OR REPLACE INTO packings VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![
-                diff_id.as_bytes(),
-                compression,
-                level,
-                digest.as_bytes(),
-                size as i64
-            ],
+            params![diff_id.as_bytes(), compression, level, digest.as_bytes(), size as i64],
         )?;
         Ok(())
     }

@@ -103,11 +103,7 @@ impl Store {
             let description: String = row.get(5)?;
             Ok(Usage {
                 id: format!("tree-{id}"),
-                kind: if description.is_empty() {
-                    UsageKind::Image
-                } else {
-                    UsageKind::Regular
-                },
+                kind: if description.is_empty() { UsageKind::Image } else { UsageKind::Regular },
                 size: row.get::<_, Option<i64>>(1)?.unwrap_or(0) as u64,
                 created: row.get(2)?,
                 last_used: row.get(3)?,
@@ -122,8 +118,7 @@ impl Store {
     fn blob_usage(&self) -> Result<Vec<Usage>, StoreError> {
         let held = self.held_blobs()?;
         let db = self.db();
-        let mut query =
-            db.prepare("SELECT digest, size, created, last_used FROM blobs ORDER BY created")?;
+        let mut query = db.prepare("SELECT digest, size, created, last_used FROM blobs ORDER BY created")?;
         let rows = query.query_map([], |row| {
             let digest = Digest::from_bytes(row.get(0)?);
             Ok(Usage {
@@ -144,26 +139,16 @@ impl Store {
     pub fn prune(&self, filter: &PruneFilter) -> Result<Pruned, StoreError> {
         let mut pruned = Pruned::default();
         let now = now_ms();
-        let age = filter
-            .unused_for
-            .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
+        let age = filter.unused_for.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
         let before = self.oldest_session(true)?.min(now.saturating_sub(age));
         let mut excess = match filter.keep_bytes {
-            Some(keep) => self
-                .usage()?
-                .iter()
-                .map(|u| u.size)
-                .sum::<u64>()
-                .saturating_sub(keep),
+            Some(keep) => self.usage()?.iter().map(|u| u.size).sum::<u64>().saturating_sub(keep),
             None => u64::MAX,
         };
         if filter.kind.is_none_or(|k| k == "regular") {
             self.prune_records(filter, before, &mut excess, &mut pruned)?;
         }
-        if filter.kind.is_none_or(|k| k == "exec.cachemount")
-            && filter.description.is_none()
-            && excess > 0
-        {
+        if filter.kind.is_none_or(|k| k == "exec.cachemount") && filter.description.is_none() && excess > 0 {
             self.prune_cache_mounts(before, age, &mut excess, &mut pruned)?;
         }
         if filter.kind.is_none() && filter.description.is_none() && excess > 0 {
@@ -183,35 +168,23 @@ impl Store {
         if filter.keep_bytes.is_some() {
             self.count_sizes()?;
         }
-        let pattern = filter
-            .description
-            .as_deref()
-            .map_or("%".to_owned(), |d| format!("%{d}%"));
+        let pattern = filter.description.as_deref().map_or("%".to_owned(), |d| format!("%{d}%"));
         let old: Vec<i64> = {
             let db = self.db();
             let mut query = db.prepare(
                 "SELECT id FROM records WHERE last_used<=?1 AND description LIKE ?2 ORDER BY last_used, id DESC",
             )?;
-            query
-                .query_map(params![before, pattern], |row| row.get(0))?
-                .collect::<Result<_, _>>()?
+            query.query_map(params![before, pattern], |row| row.get(0))?.collect::<Result<_, _>>()?
         };
-        let batch = if filter.keep_bytes.is_some() {
-            16
-        } else {
-            old.len().max(1)
-        };
+        let batch = if filter.keep_bytes.is_some() { 16 } else { old.len().max(1) };
         for records in old.chunks(batch) {
             {
                 let mut db = self.db();
-                let change =
-                    db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+                let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
                 for record in records {
                     // Used again in the meantime: it stays.
-                    if change.execute(
-                        "DELETE FROM records WHERE id=?1 AND last_used<=?2",
-                        params![record, before],
-                    )? == 1
+                    if change.execute("DELETE FROM records WHERE id=?1 AND last_used<=?2", params![record, before])?
+                        == 1
                     {
                         change.execute("DELETE FROM keys WHERE record=?1", [record])?;
                     }
@@ -255,20 +228,12 @@ impl Store {
         let shared: BTreeSet<String> = {
             let db = self.db();
             let mut query = db.prepare("SELECT dirs FROM trees WHERE dirs<>''")?;
-            let rows: Vec<String> = query
-                .query_map([], |row| row.get(0))?
-                .collect::<Result<_, _>>()?;
-            rows.iter()
-                .flat_map(|d| d.split_ascii_whitespace())
-                .map(str::to_owned)
-                .collect()
+            let rows: Vec<String> = query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            rows.iter().flat_map(|d| d.split_ascii_whitespace()).map(str::to_owned).collect()
         };
         let mut bytes = 0;
         for (id, dirs, size) in gone {
-            for dir in dirs
-                .split_ascii_whitespace()
-                .filter(|d| !shared.contains(*d))
-            {
+            for dir in dirs.split_ascii_whitespace().filter(|d| !shared.contains(*d)) {
                 self.discard(&self.root().join("trees").join(dir))?;
             }
             bytes += size.unwrap_or(0) as u64;
@@ -277,13 +242,7 @@ impl Store {
         Ok(bytes)
     }
 
-    fn prune_cache_mounts(
-        &self,
-        before: i64,
-        age: i64,
-        excess: &mut u64,
-        out: &mut Pruned,
-    ) -> Result<(), StoreError> {
+    fn prune_cache_mounts(&self, before: i64, age: i64, excess: &mut u64, out: &mut Pruned) -> Result<(), StoreError> {
         let mounts = self.root().join("cachemounts");
         for entry in fs::read_dir(&mounts).at("read", &mounts)?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -309,10 +268,7 @@ impl Store {
             .prepare("SELECT digest, size FROM blobs WHERE last_used<=?1")?
             .query_map([before], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
-        let gone: Vec<_> = rows
-            .into_iter()
-            .filter(|(d, _)| !held.contains(&Digest::from_bytes(*d)))
-            .collect();
+        let gone: Vec<_> = rows.into_iter().filter(|(d, _)| !held.contains(&Digest::from_bytes(*d))).collect();
         for (digest, _) in &gone {
             change.execute("DELETE FROM blobs WHERE digest=?1", [digest])?;
             change.execute("DELETE FROM packings WHERE digest=?1", [digest])?;
@@ -337,14 +293,8 @@ impl Store {
                 continue;
             }
             // A damaged manifest holds nothing; `store check` names it.
-            match self
-                .read_blob(digest)
-                .ok()
-                .and_then(|b| Document::parse(&b, "").ok())
-            {
-                Some(Document::Index(index)) => {
-                    open.extend(index.manifests.iter().map(|d| d.digest))
-                }
+            match self.read_blob(digest).ok().and_then(|b| Document::parse(&b, "").ok()) {
+                Some(Document::Index(index)) => open.extend(index.manifests.iter().map(|d| d.digest)),
                 Some(Document::Manifest(manifest)) => {
                     held.insert(manifest.config.digest);
                     held.extend(manifest.layers.iter().map(|l| l.digest));
@@ -361,24 +311,14 @@ impl Store {
         let db = self.db();
         let mut open = Vec::new();
         for digest in blobs {
-            let mut query = db.prepare_cached(
-                "SELECT tree FROM manifests WHERE digest=?1 AND tree IS NOT NULL",
-            )?;
-            open.extend(
-                query
-                    .query_row([digest.as_bytes()], |row| row.get::<_, i64>(0))
-                    .optional()?,
-            );
+            let mut query = db.prepare_cached("SELECT tree FROM manifests WHERE digest=?1 AND tree IS NOT NULL")?;
+            open.extend(query.query_row([digest.as_bytes()], |row| row.get::<_, i64>(0)).optional()?);
         }
         let mut held = BTreeSet::new();
         while let Some(id) = open.pop() {
             if id != 0 && held.insert(id) {
                 let mut query = db.prepare_cached("SELECT parent FROM trees WHERE id=?1")?;
-                open.extend(
-                    query
-                        .query_row([id], |row| row.get::<_, i64>(0))
-                        .optional()?,
-                );
+                open.extend(query.query_row([id], |row| row.get::<_, i64>(0)).optional()?);
             }
         }
         Ok(held)
@@ -389,28 +329,17 @@ impl Store {
         let rows: Vec<(i64, String)> = {
             let db = self.db();
             let mut query = db.prepare("SELECT id, dirs FROM trees WHERE size IS NULL")?;
-            query
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<Result<_, _>>()?
+            query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?
         };
         let trees = self.root().join("trees");
         let sizes: Vec<(i64, u64)> = rows
             .into_iter()
-            .map(|(id, dirs)| {
-                (
-                    id,
-                    dirs.split_ascii_whitespace()
-                        .map(|d| disk_size(&trees.join(d)))
-                        .sum(),
-                )
-            })
+            .map(|(id, dirs)| (id, dirs.split_ascii_whitespace().map(|d| disk_size(&trees.join(d))).sum()))
             .collect();
         let mut db = self.db();
         let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         for (id, size) in sizes {
-            change
-                .prepare_cached("UPDATE trees SET size=?2 WHERE id=?1")?
-                .execute(params![id, size as i64])?;
+            change.prepare_cached("UPDATE trees SET size=?2 WHERE id=?1")?.execute(params![id, size as i64])?;
         }
         Ok(change.commit()?)
     }
@@ -418,14 +347,9 @@ impl Store {
     /// Verifies that every row has its files and every blob its digest; with `repair` drops what does not hold.
     pub fn check(&self, repair: bool) -> Result<Vec<Problem>, StoreError> {
         let mut problems = Vec::new();
-        let integrity: String = self
-            .db()
-            .query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+        let integrity: String = self.db().query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
         if integrity != "ok" {
-            problems.push(Problem {
-                what: format!("the index is damaged: {integrity}"),
-                repaired: false,
-            });
+            problems.push(Problem { what: format!("the index is damaged: {integrity}"), repaired: false });
         }
         self.check_trees(repair, &mut problems)?;
         self.check_blobs(repair, &mut problems)?;
@@ -437,29 +361,22 @@ impl Store {
         let rows: Vec<(i64, i64, String)> = {
             let db = self.db();
             let mut query = db.prepare("SELECT id, parent, dirs FROM trees ORDER BY id")?;
-            query
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-                .collect::<Result<_, _>>()?
+            query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect::<Result<_, _>>()?
         };
         let mut sound = BTreeSet::from([0]);
         let mut named = BTreeSet::new();
         for (id, parent, dirs) in &rows {
-            let missing = dirs
-                .split_ascii_whitespace()
-                .find(|d| !self.root().join("trees").join(d).join("fs").is_dir());
+            let missing =
+                dirs.split_ascii_whitespace().find(|d| !self.root().join("trees").join(d).join("fs").is_dir());
             match missing {
                 None if sound.contains(parent) => {
                     sound.insert(*id);
                     named.extend(dirs.split_ascii_whitespace().map(str::to_owned));
                 }
                 missing => {
-                    let why = missing.map_or("the tree below it is gone".to_owned(), |d| {
-                        format!("`trees/{d}` is gone")
-                    });
-                    problems.push(Problem {
-                        what: format!("tree {id}: {why}"),
-                        repaired: repair,
-                    });
+                    let why =
+                        missing.map_or("the tree below it is gone".to_owned(), |d| format!("`trees/{d}` is gone"));
+                    problems.push(Problem { what: format!("tree {id}: {why}"), repaired: repair });
                     if repair {
                         self.db().execute("DELETE FROM trees WHERE id=?1", [id])?;
                     } else {
@@ -470,23 +387,14 @@ impl Store {
         }
         if repair {
             let db = self.db();
-            db.execute(
-                "DELETE FROM records WHERE tree<>0 AND tree NOT IN (SELECT id FROM trees)",
-                [],
-            )?;
-            db.execute(
-                "DELETE FROM keys WHERE record NOT IN (SELECT id FROM records)",
-                [],
-            )?;
+            db.execute("DELETE FROM records WHERE tree<>0 AND tree NOT IN (SELECT id FROM trees)", [])?;
+            db.execute("DELETE FROM keys WHERE record NOT IN (SELECT id FROM records)", [])?;
         }
         let trees = self.root().join("trees");
         for entry in fs::read_dir(&trees).at("read", &trees)?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !named.contains(&name) && self.oldest_session(true)? >= now_ms() - 1000 {
-                problems.push(Problem {
-                    what: format!("`trees/{name}` belongs to nothing"),
-                    repaired: repair,
-                });
+                problems.push(Problem { what: format!("`trees/{name}` belongs to nothing"), repaired: repair });
                 if repair {
                     self.discard(&entry.path())?;
                 }
@@ -499,9 +407,7 @@ impl Store {
         let rows: Vec<([u8; 32], i64)> = {
             let db = self.db();
             let mut query = db.prepare("SELECT digest, size FROM blobs")?;
-            query
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<Result<_, _>>()?
+            query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?
         };
         for (digest, size) in rows {
             let digest = Digest::from_bytes(digest);
@@ -516,16 +422,11 @@ impl Store {
                 Ok(_) => "has other bytes than its name says".to_owned(),
                 Err(e) => format!("cannot be read: {e}"),
             };
-            problems.push(Problem {
-                what: format!("the blob {digest} {why}"),
-                repaired: repair,
-            });
+            problems.push(Problem { what: format!("the blob {digest} {why}"), repaired: repair });
             if repair {
                 self.discard(&path)?;
-                self.db()
-                    .execute("DELETE FROM blobs WHERE digest=?1", [digest.as_bytes()])?;
-                self.db()
-                    .execute("DELETE FROM packings WHERE digest=?1", [digest.as_bytes()])?;
+                self.db().execute("DELETE FROM blobs WHERE digest=?1", [digest.as_bytes()])?;
+                self.db().execute("DELETE FROM packings WHERE digest=?1", [digest.as_bytes()])?;
             }
         }
         Ok(())
@@ -534,14 +435,10 @@ impl Store {
     fn check_images(&self, repair: bool, problems: &mut Vec<Problem>) -> Result<(), StoreError> {
         let mut seen: BTreeMap<Digest, bool> = BTreeMap::new();
         for image in self.images()? {
-            let sound = *seen
-                .entry(image.target)
-                .or_insert_with(|| self.read_blob(image.target).is_ok());
+            let sound = *seen.entry(image.target).or_insert_with(|| self.read_blob(image.target).is_ok());
             if !sound {
-                problems.push(Problem {
-                    what: format!("the image `{}` has no manifest", image.name),
-                    repaired: repair,
-                });
+                problems
+                    .push(Problem { what: format!("the image `{}` has no manifest", image.name), repaired: repair });
                 if repair {
                     self.forget_image(&image.name)?;
                 }
@@ -564,13 +461,7 @@ fn disk_size(path: &Path) -> u64 {
             total += meta.blocks() * 512;
         }
         if meta.is_dir() {
-            open.extend(
-                fs::read_dir(&path)
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                    .map(|e| e.path()),
-            );
+            open.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path()));
         }
     }
     total

@@ -22,10 +22,7 @@ pub struct StoredImage {
 impl Store {
     /// Says that the files of a manifest are those of `tree`.
     pub fn set_manifest_tree(&self, manifest: Digest, tree: TreeId) -> Result<(), StoreError> {
-        self.db().execute(
-            "INSERT OR REPLACE INTO manifests VALUES (?1, ?2)",
-            params![manifest.as_bytes(), tree.0],
-        )?;
+        self.db().execute("INSERT OR REPLACE INTO manifests VALUES (?1, ?2)", params![manifest.as_bytes(), tree.0])?;
         Ok(())
     }
 
@@ -33,9 +30,7 @@ impl Store {
     pub fn manifest_tree(&self, manifest: Digest) -> Result<Option<TreeId>, StoreError> {
         let db = self.db();
         let mut query = db.prepare_cached("SELECT tree FROM manifests WHERE digest=?1")?;
-        let tree = query
-            .query_row([manifest.as_bytes()], |row| row.get::<_, Option<i64>>(0))
-            .optional()?;
+        let tree = query.query_row([manifest.as_bytes()], |row| row.get::<_, Option<i64>>(0)).optional()?;
         Ok(tree.flatten().map(TreeId))
     }
 
@@ -55,34 +50,24 @@ impl Store {
     /// The image of a name.
     pub fn image(&self, name: &str) -> Result<Option<StoredImage>, StoreError> {
         let db = self.db();
-        let mut query =
-            db.prepare_cached("SELECT name, target, updated FROM images WHERE name=?1")?;
+        let mut query = db.prepare_cached("SELECT name, target, updated FROM images WHERE name=?1")?;
         Ok(query.query_row([name], read).optional()?)
     }
 
     /// All images, by name.
     pub fn images(&self) -> Result<Vec<StoredImage>, StoreError> {
         let db = self.db();
-        let mut query = db.prepare_cached(
-            "SELECT name, target, updated FROM images ORDER BY updated DESC, name",
-        )?;
+        let mut query = db.prepare_cached("SELECT name, target, updated FROM images ORDER BY updated DESC, name")?;
         let rows = query.query_map([], read)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Removes a name; whether it was there.
     pub fn forget_image(&self, name: &str) -> Result<bool, StoreError> {
-        Ok(self
-            .db()
-            .execute("DELETE FROM images WHERE name=?1", [name])?
-            > 0)
+        Ok(self.db().execute("DELETE FROM images WHERE name=?1", [name])? > 0)
     }
 }
 
 fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredImage> {
-    Ok(StoredImage {
-        name: row.get(0)?,
-        target: Digest::from_bytes(row.get(1)?),
-        updated: row.get(2)?,
-    })
+    Ok(StoredImage { name: row.get(0)?, target: Digest::from_bytes(row.get(1)?), updated: row.get(2)? })
 }

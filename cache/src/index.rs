@@ -70,11 +70,7 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
         }
         change.commit()?;
     }
-    let stored: Option<String> = db
-        .query_row("SELECT value FROM facts WHERE name='epoch'", [], |row| {
-            row.get(0)
-        })
-        .ok();
+    let stored: Option<String> = db.query_row("SELECT value FROM facts WHERE name='epoch'", [], |row| row.get(0)).ok();
     if stored.as_deref() != Some(epoch) {
         drop_other_epochs(&mut db, epoch)?;
     }
@@ -84,28 +80,16 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
 /// What an earlier boot or mount did not sync may be gone: forget it, and everything that stands on it.
 fn drop_other_epochs(db: &mut Connection, epoch: &str) -> Result<(), StoreError> {
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    change.execute(
-        "DELETE FROM blobs WHERE epoch IS NOT NULL AND epoch<>?1",
-        [epoch],
-    )?;
-    change.execute(
-        "DELETE FROM packings WHERE digest NOT IN (SELECT digest FROM blobs)",
-        [],
-    )?;
+    change.execute("DELETE FROM blobs WHERE epoch IS NOT NULL AND epoch<>?1", [epoch])?;
+    change.execute("DELETE FROM packings WHERE digest NOT IN (SELECT digest FROM blobs)", [])?;
     change.execute(
         "WITH RECURSIVE lost(id) AS (SELECT id FROM trees WHERE epoch IS NOT NULL AND epoch<>?1
            UNION SELECT trees.id FROM trees JOIN lost ON trees.parent=lost.id)
          DELETE FROM trees WHERE id IN lost",
         [epoch],
     )?;
-    change.execute(
-        "DELETE FROM records WHERE tree<>0 AND tree NOT IN (SELECT id FROM trees)",
-        [],
-    )?;
-    change.execute(
-        "DELETE FROM keys WHERE record NOT IN (SELECT id FROM records)",
-        [],
-    )?;
+    change.execute("DELETE FROM records WHERE tree<>0 AND tree NOT IN (SELECT id FROM trees)", [])?;
+    change.execute("DELETE FROM keys WHERE record NOT IN (SELECT id FROM records)", [])?;
     change.execute("INSERT OR REPLACE INTO facts VALUES ('epoch', ?1)", [epoch])?;
     Ok(change.commit()?)
 }

@@ -93,10 +93,6 @@ pub(crate) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
-        self.map_err(|e| StoreError::Io {
-            action,
-            path: path.to_owned(),
-            source: e.into(),
-        })
+        self.map_err(|e| StoreError::Io { action, path: path.to_owned(), source: e.into() })
     }
 }

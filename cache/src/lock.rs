@@ -16,12 +16,7 @@ impl FileLock {
     /// Takes the lock at `path` if nobody has it.
     pub(crate) fn try_take(path: &Path) -> Result<Option<Self>, StoreError> {
         loop {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .read(true)
-                .open(path);
+            let file = File::options().create(true).truncate(false).write(true).read(true).open(path);
             let file = file.at("open the lock", path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
@@ -31,10 +26,7 @@ impl FileLock {
             // Who held it before may have removed the name; then the lock is on a file nobody else can find.
             let named = std::fs::symlink_metadata(path).map(|m| m.ino()).ok();
             if named == Some(file.metadata().at("look at", path)?.ino()) {
-                return Ok(Some(Self {
-                    file,
-                    path: path.to_owned(),
-                }));
+                return Ok(Some(Self { file, path: path.to_owned() }));
             }
         }
     }

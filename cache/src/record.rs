@@ -74,17 +74,11 @@ impl Store {
             "UPDATE records SET last_used=?2, uses=uses+1 WHERE id=(SELECT id FROM records WHERE result_key=?1
              ORDER BY id DESC LIMIT 1) RETURNING id, tree, inputs, result_key",
         )?;
-        Ok(query
-            .query_row(params![result_key, now_ms()], read)
-            .optional()?)
+        Ok(query.query_row(params![result_key, now_ms()], read).optional()?)
     }
 
     /// Records of the same op whose result key was not computed yet, the newest first.
-    pub fn records_without_result_key(
-        &self,
-        op: &[u8; 32],
-        most: u32,
-    ) -> Result<Vec<Record>, StoreError> {
+    pub fn records_without_result_key(&self, op: &[u8; 32], most: u32) -> Result<Vec<Record>, StoreError> {
         let db = self.db();
         let mut query = db.prepare_cached(
             "SELECT id, tree, inputs, result_key FROM records WHERE op=?1 AND result_key IS NULL ORDER BY id DESC LIMIT ?2",
@@ -102,19 +96,13 @@ impl Store {
 
     /// Remembers the result key of a record.
     pub fn set_result_key(&self, record: i64, result_key: &[u8; 32]) -> Result<(), StoreError> {
-        self.db().execute(
-            "UPDATE records SET result_key=?2 WHERE id=?1",
-            params![record, result_key],
-        )?;
+        self.db().execute("UPDATE records SET result_key=?2 WHERE id=?1", params![record, result_key])?;
         Ok(())
     }
 
     /// Lets `key` find `record`, too.
     pub fn alias(&self, key: &[u8; 32], record: i64) -> Result<(), StoreError> {
-        self.db().execute(
-            "INSERT OR REPLACE INTO keys VALUES (?1, ?2)",
-            params![key, record],
-        )?;
+        self.db().execute("INSERT OR REPLACE INTO keys VALUES (?1, ?2)", params![key, record])?;
         Ok(())
     }
 
@@ -138,9 +126,7 @@ impl Store {
                 now_ms()
             ])?
         };
-        change
-            .prepare_cached("INSERT OR REPLACE INTO keys VALUES (?1, ?2)")?
-            .execute(params![new.key, id])?;
+        change.prepare_cached("INSERT OR REPLACE INTO keys VALUES (?1, ?2)")?.execute(params![new.key, id])?;
         change.commit()?;
         Ok(id)
     }
@@ -153,12 +139,7 @@ impl Store {
         )?;
         let read = |row: &rusqlite::Row<'_>| {
             let digest = Digest::from_bytes(row.get(3)?);
-            Ok(RemoteFile {
-                etag: row.get(0)?,
-                modified: row.get(1)?,
-                name: row.get(2)?,
-                digest,
-            })
+            Ok(RemoteFile { etag: row.get(0)?, modified: row.get(1)?, name: row.get(2)?, digest })
         };
         Ok(query.query_row([url], read).optional()?)
     }
@@ -167,23 +148,12 @@ impl Store {
     pub fn set_remote_file(&self, url: &str, file: &RemoteFile) -> Result<(), StoreError> {
         self.db().execute(
             "INSERT OR REPLACE INTO remote_files VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![
-                url,
-                file.etag,
-                file.modified,
-                file.name,
-                file.digest.as_bytes()
-            ],
+            params![url, file.etag, file.modified, file.name, file.digest.as_bytes()],
         )?;
         Ok(())
     }
 }
 
 fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Record> {
-    Ok(Record {
-        id: row.get(0)?,
-        tree: TreeId(row.get(1)?),
-        inputs: row.get(2)?,
-        result_key: row.get(3)?,
-    })
+    Ok(Record { id: row.get(0)?, tree: TreeId(row.get(1)?), inputs: row.get(2)?, result_key: row.get(3)? })
 }

@@ -12,15 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const FORMAT: &str = "xbuild-store 1";
-const FOLDERS: [&str; 7] = [
-    "blobs/sha256",
-    "trees",
-    "cachemounts",
-    "staging",
-    "trash",
-    "contexts",
-    "locks",
-];
+const FOLDERS: [&str; 7] = ["blobs/sha256", "trees", "cachemounts", "staging", "trash", "contexts", "locks"];
 
 /// An open store. One per process is enough; all methods may be called from several threads and block.
 #[derive(Debug)]
@@ -78,33 +70,18 @@ impl Store {
             Ok(found) if found.trim() == FORMAT => {}
             Ok(found) => {
                 let found = found.trim().chars().take(60).collect();
-                return Err(StoreError::Format {
-                    root: root.to_owned(),
-                    found,
-                    expected: FORMAT,
-                });
+                return Err(StoreError::Format { root: root.to_owned(), found, expected: FORMAT });
             }
             Err(_) => create(root, &format)?,
         }
         let root = root.canonicalize().at("open", root)?;
         let owner = format!("{}-{:x}", std::process::id(), nanos());
         let session_path = root.join("locks").join(format!("session-{owner}"));
-        let session = FileLock::try_take(&session_path)?
-            .ok_or_else(|| StoreError::Missing("an own session".into()))?;
-        session
-            .file()
-            .write_all(now_ms().to_string().as_bytes())
-            .at("write", &session_path)?;
+        let session = FileLock::try_take(&session_path)?.ok_or_else(|| StoreError::Missing("an own session".into()))?;
+        session.file().write_all(now_ms().to_string().as_bytes()).at("write", &session_path)?;
         let epoch = epoch_of(&root)?;
         let db = index::open(&root.join("index.db"), &epoch)?;
-        Ok(Self {
-            root,
-            db: Mutex::new(db),
-            owner,
-            epoch,
-            counter: AtomicU64::new(0),
-            _session: session,
-        })
+        Ok(Self { root, db: Mutex::new(db), owner, epoch, counter: AtomicU64::new(0), _session: session })
     }
 
     /// Where the store is.
@@ -115,26 +92,14 @@ impl Store {
     /// A new directory to write in, on the same filesystem as everything else.
     pub fn staging(&self) -> Result<Staging, StoreError> {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        let path = self
-            .root
-            .join("staging")
-            .join(&self.owner)
-            .join(n.to_string());
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .at("make", &path)?;
+        let path = self.root.join("staging").join(&self.owner).join(n.to_string());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("make", &path)?;
         Ok(Staging { path })
     }
 
     /// Waits for the right to do the work named `name`, so that equal work is done once, in this process and others.
     /// `None` if `stop` said so first.
-    pub fn lock(
-        &self,
-        name: &str,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<Option<FileLock>, StoreError> {
+    pub fn lock(&self, name: &str, stop: &dyn Fn() -> bool) -> Result<Option<FileLock>, StoreError> {
         FileLock::take(&self.root.join("locks").join(name), stop)
     }
 
@@ -166,9 +131,7 @@ impl Store {
 
     /// Where the stat index of the context named `name` is kept.
     pub fn context_index(&self, name: &str) -> PathBuf {
-        self.root
-            .join("contexts")
-            .join(&blake3::hash(name.as_bytes()).to_hex()[..32])
+        self.root.join("contexts").join(&blake3::hash(name.as_bytes()).to_hex()[..32])
     }
 
     /// Puts everything written so far on disk and marks it so.
@@ -195,20 +158,13 @@ impl Store {
     pub fn sweep(&self) -> Result<(), StoreError> {
         for folder in ["trash", "staging"] {
             let folder_path = self.root.join(folder);
-            for entry in fs::read_dir(&folder_path)
-                .at("read", &folder_path)?
-                .flatten()
-            {
+            for entry in fs::read_dir(&folder_path).at("read", &folder_path)?.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if folder == "staging" && (name == self.owner || self.session_is_live(&name)?) {
                     continue;
                 }
                 let path = entry.path();
-                let removed = if path.is_dir() {
-                    fs::remove_dir_all(&path)
-                } else {
-                    fs::remove_file(&path)
-                };
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
                 match removed {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                         return Err(e).at("remove", &path);
@@ -223,8 +179,7 @@ impl Store {
     /// Whether there is anything for [`Store::sweep`] to do.
     pub fn needs_sweep(&self) -> bool {
         let some = |folder| {
-            fs::read_dir(self.root.join(folder))
-                .is_ok_and(|d| d.flatten().any(|e| e.file_name() != *self.owner))
+            fs::read_dir(self.root.join(folder)).is_ok_and(|d| d.flatten().any(|e| e.file_name() != *self.owner))
         };
         some("trash") || some("staging")
     }
@@ -243,23 +198,17 @@ impl Store {
             let Some(owner) = name.strip_prefix("session-") else {
                 continue;
             };
-            if (besides_own && owner == self.owner)
-                || !(owner == self.owner || self.session_is_live(owner)?)
-            {
+            if (besides_own && owner == self.owner) || !(owner == self.owner || self.session_is_live(owner)?) {
                 continue;
             }
-            let began = fs::read_to_string(entry.path())
-                .ok()
-                .and_then(|t| t.trim().parse().ok());
+            let began = fs::read_to_string(entry.path()).ok().and_then(|t| t.trim().parse().ok());
             oldest = oldest.min(began.unwrap_or(0));
         }
         Ok(oldest)
     }
 
     pub(crate) fn db(&self) -> MutexGuard<'_, Connection> {
-        self.db
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.db.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(crate) fn epoch(&self) -> &str {
@@ -282,11 +231,7 @@ impl Drop for Store {
 fn create(root: &Path, format: &Path) -> Result<(), StoreError> {
     for folder in FOLDERS {
         let path = root.join(folder);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .at("make", &path)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("make", &path)?;
     }
     fs::set_permissions(root, fs::Permissions::from_mode(0o700)).at("protect", root)?;
     let part = root.join(format!("FORMAT.{}", std::process::id()));
@@ -299,24 +244,14 @@ fn epoch_of(root: &Path) -> Result<String, StoreError> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let stat = rustix::fs::statx(CWD, root, AtFlags::empty(), MNT_ID_UNIQUE).at("look at", root)?;
-    Ok(format!(
-        "{} {}:{} {}",
-        boot.trim(),
-        stat.stx_dev_major,
-        stat.stx_dev_minor,
-        stat.stx_mnt_id
-    ))
+    Ok(format!("{} {}:{} {}", boot.trim(), stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
 }
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as i64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
 
 fn nanos() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos())
 }

@@ -80,9 +80,7 @@ impl Store {
             TreeId::EMPTY => None,
             parent => self.tree(parent)?.chain_id,
         };
-        let known = (parent == TreeId::EMPTY || below.is_some())
-            .then_some(new.diff_id)
-            .flatten();
+        let known = (parent == TreeId::EMPTY || below.is_some()).then_some(new.diff_id).flatten();
         let chain_id = known.map(|diff_id| Digest::chain(below, diff_id));
         let now = now_ms();
         let db = self.db();
@@ -95,11 +93,8 @@ impl Store {
         drop(db);
         match chain_id {
             Some(chain_id) if inserted == 0 => {
-                names
-                    .iter()
-                    .try_for_each(|n| self.discard(&self.root().join("trees").join(n)))?;
-                self.tree_by_chain(chain_id)?
-                    .ok_or_else(|| StoreError::Missing(format!("the layer {chain_id}")))
+                names.iter().try_for_each(|n| self.discard(&self.root().join("trees").join(n)))?;
+                self.tree_by_chain(chain_id)?.ok_or_else(|| StoreError::Missing(format!("the layer {chain_id}")))
             }
             _ => Ok(TreeId(id)),
         }
@@ -109,9 +104,7 @@ impl Store {
     pub fn tree(&self, id: TreeId) -> Result<Tree, StoreError> {
         let db = self.db();
         let mut query = db.prepare_cached(&format!("SELECT {COLUMNS} FROM trees WHERE id=?1"))?;
-        let row = query
-            .query_row([id.0], |row| self.read_tree(row))
-            .optional()?;
+        let row = query.query_row([id.0], |row| self.read_tree(row)).optional()?;
         row.ok_or_else(|| StoreError::Missing(format!("the tree {}", id.0)))
     }
 
@@ -130,24 +123,14 @@ impl Store {
 
     /// All diff directories of a tree, top first, those without entries left out where that is known.
     pub fn dirs(&self, id: TreeId) -> Result<Vec<PathBuf>, StoreError> {
-        Ok(self
-            .layers(id)?
-            .into_iter()
-            .rev()
-            .flat_map(|t| t.dirs)
-            .collect())
+        Ok(self.layers(id)?.into_iter().rev().flat_map(|t| t.dirs).collect())
     }
 
     /// Finds a layer by its chain ID and marks it as used.
     pub fn tree_by_chain(&self, chain_id: Digest) -> Result<Option<TreeId>, StoreError> {
         let db = self.db();
-        let mut query =
-            db.prepare_cached("UPDATE trees SET last_used=?2 WHERE chain_id=?1 RETURNING id")?;
-        Ok(query
-            .query_row(params![chain_id.as_bytes(), now_ms()], |row| {
-                row.get(0).map(TreeId)
-            })
-            .optional()?)
+        let mut query = db.prepare_cached("UPDATE trees SET last_used=?2 WHERE chain_id=?1 RETURNING id")?;
+        Ok(query.query_row(params![chain_id.as_bytes(), now_ms()], |row| row.get(0).map(TreeId)).optional()?)
     }
 
     /// Remembers the diff ID of a layer, and the chain ID where it follows.
@@ -163,23 +146,14 @@ impl Store {
         };
         let db = self.db();
         // Another tree may have the same chain already: then this one stays without.
-        db.execute(
-            "UPDATE trees SET diff_id=?2 WHERE id=?1",
-            params![id.0, diff_id.as_bytes()],
-        )?;
-        db.execute(
-            "UPDATE OR IGNORE trees SET chain_id=?2 WHERE id=?1",
-            params![id.0, bytes(chain_id)],
-        )?;
+        db.execute("UPDATE trees SET diff_id=?2 WHERE id=?1", params![id.0, diff_id.as_bytes()])?;
+        db.execute("UPDATE OR IGNORE trees SET chain_id=?2 WHERE id=?1", params![id.0, bytes(chain_id)])?;
         Ok(())
     }
 
     /// Remembers the content digest of a tree.
     pub fn set_content(&self, id: TreeId, content: [u8; 32]) -> Result<(), StoreError> {
-        self.db().execute(
-            "UPDATE trees SET content=?2 WHERE id=?1",
-            params![id.0, content],
-        )?;
+        self.db().execute("UPDATE trees SET content=?2 WHERE id=?1", params![id.0, content])?;
         Ok(())
     }
 

@@ -15,15 +15,7 @@ fn tree(store: &Store, parent: Option<TreeId>, text: &str) -> TreeId {
     let staging = store.staging().unwrap();
     fs::create_dir(staging.path().join("fs")).unwrap();
     fs::write(staging.path().join("fs/file"), text).unwrap();
-    store
-        .add_tree(
-            Some(staging),
-            &NewTree {
-                parent,
-                ..NewTree::default()
-            },
-        )
-        .unwrap()
+    store.add_tree(Some(staging), &NewTree { parent, ..NewTree::default() }).unwrap()
 }
 
 fn record(store: &Store, key: u8, tree: TreeId) {
@@ -50,10 +42,7 @@ fn records_find_trees_again_after_reopening() {
     let found = store.find_record(&[7; 32]).unwrap().unwrap();
     assert_eq!(found.tree, top);
     let dirs = store.dirs(top).unwrap();
-    let texts: Vec<_> = dirs
-        .iter()
-        .map(|d| fs::read_to_string(d.join("file")).unwrap())
-        .collect();
+    let texts: Vec<_> = dirs.iter().map(|d| fs::read_to_string(d.join("file")).unwrap()).collect();
     assert_eq!(texts, ["top", "base"]);
     assert!(store.find_record(&[8; 32]).unwrap().is_none());
 }
@@ -67,16 +56,8 @@ fn prune_spares_what_a_live_session_made_and_what_images_hold() {
     let made = tree(&store, Some(base), "made while the other lives");
     record(&store, 2, made);
     std::thread::sleep(std::time::Duration::from_millis(5));
-    store
-        .prune(&PruneFilter {
-            all: true,
-            ..PruneFilter::default()
-        })
-        .unwrap();
-    assert!(
-        store.find_record(&[2; 32]).unwrap().is_some(),
-        "made after the other session began"
-    );
+    store.prune(&PruneFilter { all: true, ..PruneFilter::default() }).unwrap();
+    assert!(store.find_record(&[2; 32]).unwrap().is_some(), "made after the other session began");
     assert!(store.tree(base).is_ok(), "something stands on it");
     drop(other);
     let kept = tree(&store, None, "kept");
@@ -84,16 +65,8 @@ fn prune_spares_what_a_live_session_made_and_what_images_hold() {
     store.set_manifest_tree(manifest, kept).unwrap();
     store.name_image(&["a:1".to_owned()], manifest).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(5));
-    let pruned = store
-        .prune(&PruneFilter {
-            all: true,
-            ..PruneFilter::default()
-        })
-        .unwrap();
-    assert!(
-        pruned.entries.contains(&format!("tree-{}", made.number())),
-        "{pruned:?}"
-    );
+    let pruned = store.prune(&PruneFilter { all: true, ..PruneFilter::default() }).unwrap();
+    assert!(pruned.entries.contains(&format!("tree-{}", made.number())), "{pruned:?}");
     assert!(store.tree(made).is_err() && store.tree(base).is_err());
     assert!(store.tree(kept).is_ok());
     assert_eq!(store.check(false).unwrap(), []);
@@ -105,19 +78,11 @@ fn a_blob_with_another_digest_leaves_nothing() {
     let mut writer = store.write_blob().unwrap();
     writer.write_all(b"bytes").unwrap();
     let wrong = Digest::of(b"other");
-    assert!(matches!(
-        writer.finish(Some(wrong)),
-        Err(StoreError::Digest { .. })
-    ));
+    assert!(matches!(writer.finish(Some(wrong)), Err(StoreError::Digest { .. })));
     assert_eq!(store.has_blob(wrong).unwrap(), None);
     let digest = store.put_blob(b"bytes").unwrap();
-    store
-        .remember_packing(wrong, Packing::Gzip(6), digest, 5)
-        .unwrap();
-    assert_eq!(
-        store.packed(wrong, Packing::Gzip(6)).unwrap(),
-        Some((digest, 5))
-    );
+    store.remember_packing(wrong, Packing::Gzip(6), digest, 5).unwrap();
+    assert_eq!(store.packed(wrong, Packing::Gzip(6)).unwrap(), Some((digest, 5)));
     assert_eq!(store.packed(wrong, Packing::Gzip(9)).unwrap(), None);
     assert_eq!(store.read_blob(digest).unwrap(), b"bytes");
 }
@@ -134,14 +99,7 @@ fn check_names_and_repairs_damage() {
     store.check(true).unwrap();
     assert!(store.find_record(&[1; 32]).unwrap().is_none());
     drop(store);
-    assert_eq!(
-        Store::open(&dir.path().join("root"))
-            .unwrap()
-            .check(false)
-            .unwrap()
-            .len(),
-        0
-    );
+    assert_eq!(Store::open(&dir.path().join("root")).unwrap().check(false).unwrap().len(), 0);
 }
 
 #[test]
@@ -149,10 +107,7 @@ fn another_format_is_refused() {
     let (dir, store) = store();
     drop(store);
     fs::write(dir.path().join("root/FORMAT"), "xbuild-store 99\n").unwrap();
-    assert!(matches!(
-        Store::open(&dir.path().join("root")),
-        Err(StoreError::Format { .. })
-    ));
+    assert!(matches!(Store::open(&dir.path().join("root")), Err(StoreError::Format { .. })));
 }
 
 #[test]

@@ -37,11 +37,7 @@ impl<W: Write> TarSink<W> {
         header.set_size(size);
         header.set_mode(if directory { 0o755 } else { 0o644 });
         header.set_mtime(0);
-        header.set_entry_type(if directory {
-            tar::EntryType::Directory
-        } else {
-            tar::EntryType::Regular
-        });
+        header.set_entry_type(if directory { tar::EntryType::Directory } else { tar::EntryType::Regular });
         header.set_cksum();
         self.out.write_all(header.as_bytes())
     }
@@ -54,25 +50,17 @@ impl<W: Write> Sink for TarSink<W> {
         size: u64,
         write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<()> {
-        let parents: Vec<String> = name
-            .match_indices('/')
-            .map(|(at, _)| name[..=at].to_owned())
-            .collect();
+        let parents: Vec<String> = name.match_indices('/').map(|(at, _)| name[..=at].to_owned()).collect();
         for parent in parents {
             if self.names.insert(parent.clone()) {
                 self.header(&parent, 0, true)?;
             }
         }
         self.header(name, size, false)?;
-        let mut exact = Exact {
-            inner: &mut self.out,
-            left: size,
-        };
+        let mut exact = Exact { inner: &mut self.out, left: size };
         write(&mut exact)?;
         if exact.left != 0 {
-            return Err(io::Error::other(format!(
-                "`{name}` became shorter while it was written"
-            )));
+            return Err(io::Error::other(format!("`{name}` became shorter while it was written")));
         }
         let padding = (512 - size % 512) % 512;
         self.out.write_all(&[0; 512][..padding as usize])?;
@@ -94,10 +82,8 @@ struct Exact<'a> {
 impl Write for Exact<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.inner.write(bytes)?;
-        self.left = self
-            .left
-            .checked_sub(n as u64)
-            .ok_or_else(|| io::Error::other("content grew while it was written"))?;
+        self.left =
+            self.left.checked_sub(n as u64).ok_or_else(|| io::Error::other("content grew while it was written"))?;
         Ok(n)
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -141,16 +127,9 @@ pub fn write_tar(
     tar: &dyn LayerTar,
 ) -> Result<(), ExportError> {
     let here = Path::new("the archive");
-    let mut sink = TarSink {
-        out,
-        names: BTreeSet::new(),
-    };
-    put_all(&mut sink, bundle, names, docker, store, tar)
-        .map_err(ExportError::io("write", here))?;
-    sink.out
-        .write_all(&[0; 1024])
-        .and_then(|()| sink.out.flush())
-        .map_err(ExportError::io("write", here))
+    let mut sink = TarSink { out, names: BTreeSet::new() };
+    put_all(&mut sink, bundle, names, docker, store, tar).map_err(ExportError::io("write", here))?;
+    sink.out.write_all(&[0; 1024]).and_then(|()| sink.out.flush()).map_err(ExportError::io("write", here))
 }
 
 /// Writes an OCI layout into a directory, beside what is there: blobs are shared, names given here replace equal ones.
@@ -178,9 +157,7 @@ fn put_all(
     for item in bundle.items() {
         let name = blob_name(item);
         if !sink.has(&name) {
-            sink.file(&name, item.descriptor.size, &mut |out| {
-                write_content(item, store, tar, out)
-            })?;
+            sink.file(&name, item.descriptor.size, &mut |out| write_content(item, store, tar, out))?;
         }
     }
     let index = Index {
@@ -191,17 +168,11 @@ fn put_all(
     };
     if docker {
         let manifest = json(&docker_manifest(bundle, names));
-        sink.file("manifest.json", manifest.len() as u64, &mut |out| {
-            out.write_all(&manifest)
-        })?;
+        sink.file("manifest.json", manifest.len() as u64, &mut |out| out.write_all(&manifest))?;
     }
     let index = json(&index);
-    sink.file("index.json", index.len() as u64, &mut |out| {
-        out.write_all(&index)
-    })?;
-    sink.file("oci-layout", LAYOUT.len() as u64, &mut |out| {
-        out.write_all(LAYOUT)
-    })
+    sink.file("index.json", index.len() as u64, &mut |out| out.write_all(&index))?;
+    sink.file("oci-layout", LAYOUT.len() as u64, &mut |out| out.write_all(LAYOUT))
 }
 
 /// One entry a name; one without a name if there is none.
@@ -212,12 +183,8 @@ fn entries(root: &Item, names: &[String]) -> Vec<Descriptor> {
     let named = names.iter().map(|name| {
         let mut descriptor = root.descriptor.clone();
         let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-        descriptor
-            .annotations
-            .insert("io.containerd.image.name".into(), name.clone());
-        descriptor
-            .annotations
-            .insert("org.opencontainers.image.ref.name".into(), tag.to_owned());
+        descriptor.annotations.insert("io.containerd.image.name".into(), name.clone());
+        descriptor.annotations.insert("org.opencontainers.image.ref.name".into(), tag.to_owned());
         descriptor
     });
     named.collect()
@@ -243,12 +210,7 @@ fn blob_name(item: &Item) -> String {
 }
 
 /// Writes the bytes of an item.
-pub fn write_content(
-    item: &Item,
-    store: &Store,
-    tar: &dyn LayerTar,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+pub fn write_content(item: &Item, store: &Store, tar: &dyn LayerTar, out: &mut dyn Write) -> io::Result<()> {
     match &item.content {
         Content::Bytes(bytes) => out.write_all(bytes),
         Content::File(path) => io::copy(&mut File::open(path)?, out).map(drop),

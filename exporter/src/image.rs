@@ -44,12 +44,7 @@ pub struct Attached {
 
 impl Image {
     /// Puts an image together. `config.rootfs` is set from the layers.
-    pub fn new(
-        mut config: ImageConfig,
-        layers: Vec<Layer>,
-        oci: bool,
-        annotations: &Annotations,
-    ) -> Self {
+    pub fn new(mut config: ImageConfig, layers: Vec<Layer>, oci: bool, annotations: &Annotations) -> Self {
         config.rootfs.diff_ids = layers.iter().map(|l| l.diff_id).collect();
         let platform = PlatformSpec {
             architecture: config.architecture.clone(),
@@ -72,27 +67,13 @@ impl Image {
         let mut manifest = Item::of(manifest_type, json(&manifest));
         manifest.descriptor.annotations = annotations.manifest_descriptor.clone();
         manifest.descriptor.platform = Some(platform.clone());
-        Self {
-            manifest,
-            config,
-            layers,
-            platform,
-            attached: Vec::new(),
-        }
+        Self { manifest, config, layers, platform, attached: Vec::new() }
     }
 
     /// Everything that the manifest names, and the manifests about it.
     pub fn items(&self) -> impl Iterator<Item = &Item> {
-        let own = self
-            .layers
-            .iter()
-            .map(|l| &l.item)
-            .chain([&self.config, &self.manifest]);
-        own.chain(
-            self.attached
-                .iter()
-                .flat_map(|a| a.items.iter().chain([&a.manifest])),
-        )
+        let own = self.layers.iter().map(|l| &l.item).chain([&self.config, &self.manifest]);
+        own.chain(self.attached.iter().flat_map(|a| a.items.iter().chain([&a.manifest])))
     }
 }
 
@@ -111,24 +92,13 @@ impl Bundle {
         let manifests: Vec<Descriptor> = images
             .iter()
             .map(|i| &i.manifest)
-            .chain(
-                images
-                    .iter()
-                    .flat_map(|i| i.attached.iter().map(|a| &a.manifest)),
-            )
+            .chain(images.iter().flat_map(|i| i.attached.iter().map(|a| &a.manifest)))
             .map(|item| item.descriptor.clone())
             .collect();
         if manifests.len() == 1 && !always {
-            return Self {
-                images,
-                index: None,
-            };
+            return Self { images, index: None };
         }
-        let media_type = if oci {
-            MediaType::OCI_INDEX
-        } else {
-            MediaType::DOCKER_LIST
-        };
+        let media_type = if oci { MediaType::OCI_INDEX } else { MediaType::DOCKER_LIST };
         let index = Index {
             schema_version: 2,
             media_type: media_type.to_owned(),
@@ -137,10 +107,7 @@ impl Bundle {
         };
         let mut index = Item::of(media_type, json(&index));
         index.descriptor.annotations = annotations.index_descriptor.clone();
-        Self {
-            images,
-            index: Some(index),
-        }
+        Self { images, index: Some(index) }
     }
 
     /// The index, or the only manifest.
@@ -161,6 +128,5 @@ impl Bundle {
 
 /// Canonical JSON: declared field order, sorted maps.
 pub fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value)
-        .expect("our own documents have string keys and no failing serialisers")
+    serde_json::to_vec(value).expect("our own documents have string keys and no failing serialisers")
 }

@@ -46,28 +46,20 @@ pub fn prepare(
 ) -> Result<Vec<Layer>, ExportError> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
-    let threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(layers.len());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some((n, layer)) = {
-                    Some(next.fetch_add(1, Ordering::Relaxed))
-                        .and_then(|n| Some((n, layers.get(n)?)))
-                } {
+                while let Some((n, layer)) =
+                    { Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, layers.get(n)?))) }
+                {
                     let result = one(store, tar, layer, options);
-                    done.lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .insert(n, result);
+                    done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(n, result);
                 }
             });
         }
     });
-    done.into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .into_values()
-        .collect()
+    done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_values().collect()
 }
 
 /// The diff ID of a layer, made by hashing its tar if it is not known.
@@ -89,23 +81,12 @@ pub fn diff_id(
     Ok((diff_id, Some(size)))
 }
 
-fn one(
-    store: &Store,
-    tar: &dyn LayerTar,
-    layer: &Tree,
-    options: LayerOptions,
-) -> Result<Layer, ExportError> {
+fn one(store: &Store, tar: &dyn LayerTar, layer: &Tree, options: LayerOptions) -> Result<Layer, ExportError> {
     if let (Some(diff_id), None) = (layer.diff_id, options.clamp)
         && let Some((packing, digest, size)) = existing(store, diff_id, options)?
     {
         let descriptor = describe(packing, options.oci, digest, size);
-        return Ok(Layer {
-            diff_id,
-            item: Item {
-                descriptor,
-                content: Content::File(store.blob_path(digest)),
-            },
-        });
+        return Ok(Layer { diff_id, item: Item { descriptor, content: Content::File(store.blob_path(digest)) } });
     }
     if options.packing == Packing::Plain {
         return plain(store, tar, layer, options);
@@ -120,22 +101,11 @@ fn one(
     }
     store.remember_packing(diff_id, options.packing, digest, size)?;
     let descriptor = describe(name_of(options.packing), options.oci, digest, size);
-    Ok(Layer {
-        diff_id,
-        item: Item {
-            descriptor,
-            content: Content::File(store.blob_path(digest)),
-        },
-    })
+    Ok(Layer { diff_id, item: Item { descriptor, content: Content::File(store.blob_path(digest)) } })
 }
 
 /// An uncompressed layer is not stored: it is written from its tree when its bytes are wanted.
-fn plain(
-    store: &Store,
-    tar: &dyn LayerTar,
-    layer: &Tree,
-    options: LayerOptions,
-) -> Result<Layer, ExportError> {
+fn plain(store: &Store, tar: &dyn LayerTar, layer: &Tree, options: LayerOptions) -> Result<Layer, ExportError> {
     let (diff_id, size) = diff_id(store, tar, layer, options.clamp)?;
     let size = match size {
         Some(size) => size,
@@ -146,16 +116,7 @@ fn plain(
         }
     };
     let descriptor = describe("uncompressed", options.oci, diff_id, size);
-    Ok(Layer {
-        diff_id,
-        item: Item {
-            descriptor,
-            content: Content::Layer {
-                tree: layer.id,
-                clamp: options.clamp,
-            },
-        },
-    })
+    Ok(Layer { diff_id, item: Item { descriptor, content: Content::Layer { tree: layer.id, clamp: options.clamp } } })
 }
 
 /// A blob of the layer that will do: any packing if none is forced, else the wanted one.
@@ -171,13 +132,10 @@ fn existing(
         return Ok(None);
     }
     let names = ["gzip", "zstd", "uncompressed"];
-    let any = store
-        .packings(diff_id)?
-        .into_iter()
-        .find_map(|(packing, digest, size)| {
-            let name = names.into_iter().find(|n| *n == packing)?;
-            Some((name, digest, size))
-        });
+    let any = store.packings(diff_id)?.into_iter().find_map(|(packing, digest, size)| {
+        let name = names.into_iter().find(|n| *n == packing)?;
+        Some((name, digest, size))
+    });
     Ok(any)
 }
 
@@ -198,21 +156,10 @@ fn describe(packing: &str, oci: bool, digest: Digest, size: u64) -> Descriptor {
         (_, true) => MediaType::OCI_LAYER,
         (_, false) => MediaType::DOCKER_LAYER,
     };
-    Descriptor {
-        media_type: media_type.to_owned(),
-        digest,
-        size,
-        annotations: BTreeMap::new(),
-        platform: None,
-    }
+    Descriptor { media_type: media_type.to_owned(), digest, size, annotations: BTreeMap::new(), platform: None }
 }
 
-fn write(
-    tar: &dyn LayerTar,
-    layer: &Tree,
-    clamp: Option<i64>,
-    out: &mut dyn Write,
-) -> Result<(), ExportError> {
+fn write(tar: &dyn LayerTar, layer: &Tree, clamp: Option<i64>, out: &mut dyn Write) -> Result<(), ExportError> {
     tar.write_layer(layer, clamp, out).map_err(failed(layer))
 }
 

@@ -45,10 +45,7 @@ pub struct Item {
 impl Item {
     /// An item of bytes in memory.
     pub fn of(media_type: &str, bytes: Vec<u8>) -> Self {
-        Self {
-            descriptor: Descriptor::of(media_type, &bytes),
-            content: Content::Bytes(bytes),
-        }
+        Self { descriptor: Descriptor::of(media_type, &bytes), content: Content::Bytes(bytes) }
     }
 
     /// The digest.

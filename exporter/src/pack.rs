@@ -28,21 +28,9 @@ pub struct PackWriter<W> {
 impl<W: Write> PackWriter<W> {
     /// Packs into `inner`. Must not be used on a rayon thread, which could wait for itself.
     pub fn new(inner: W, packing: Packing) -> Self {
-        let block_size = if matches!(packing, Packing::Zstd(_)) {
-            ZSTD_BLOCK
-        } else {
-            GZIP_BLOCK
-        };
+        let block_size = if matches!(packing, Packing::Zstd(_)) { ZSTD_BLOCK } else { GZIP_BLOCK };
         let most = rayon::current_num_threads() * IN_FLIGHT;
-        Self {
-            inner,
-            packing,
-            block: Vec::new(),
-            block_size,
-            queue: VecDeque::new(),
-            most,
-            any: false,
-        }
+        Self { inner, packing, block: Vec::new(), block_size, queue: VecDeque::new(), most, any: false }
     }
 
     /// Packs the rest and returns the writer below.
@@ -75,9 +63,7 @@ impl<W: Write> PackWriter<W> {
         let Some(front) = self.queue.pop_front() else {
             return Ok(());
         };
-        let packed = front
-            .recv()
-            .map_err(|_| io::Error::other("a compression thread died"))??;
+        let packed = front.recv().map_err(|_| io::Error::other("a compression thread died"))??;
         self.inner.write_all(&packed)
     }
 }
@@ -105,13 +91,10 @@ fn pack_block(block: &[u8], packing: Packing) -> io::Result<Vec<u8>> {
         Packing::Plain => Ok(block.to_vec()),
         Packing::Zstd(level) => zstd::bulk::compress(block, level),
         Packing::Gzip(level) => {
-            let level = libdeflater::CompressionLvl::new(level)
-                .map_err(|_| io::Error::other("no such gzip level"))?;
+            let level = libdeflater::CompressionLvl::new(level).map_err(|_| io::Error::other("no such gzip level"))?;
             let mut compressor = libdeflater::Compressor::new(level);
             let mut out = vec![0; compressor.gzip_compress_bound(block.len())];
-            let size = compressor
-                .gzip_compress(block, &mut out)
-                .map_err(io::Error::other)?;
+            let size = compressor.gzip_compress(block, &mut out).map_err(io::Error::other)?;
             out.truncate(size);
             Ok(out)
         }
@@ -125,8 +108,7 @@ mod tests {
 
     fn packed(data: &[u8], packing: Packing) -> Vec<u8> {
         let mut writer = PackWriter::new(Vec::new(), packing);
-        data.chunks(70_001)
-            .for_each(|c| writer.write_all(c).unwrap());
+        data.chunks(70_001).for_each(|c| writer.write_all(c).unwrap());
         writer.finish().unwrap()
     }
 
@@ -135,15 +117,10 @@ mod tests {
         for size in [0, 1, GZIP_BLOCK, 3 * GZIP_BLOCK + 17] {
             let data: Vec<u8> = (0..size).map(|i| (i * i >> 7) as u8).collect();
             let mut out = Vec::new();
-            flate2::read::MultiGzDecoder::new(&packed(&data, Packing::Gzip(6))[..])
-                .read_to_end(&mut out)
-                .unwrap();
+            flate2::read::MultiGzDecoder::new(&packed(&data, Packing::Gzip(6))[..]).read_to_end(&mut out).unwrap();
             assert!(out == data, "gzip of {size}");
             out.clear();
-            zstd::Decoder::new(&packed(&data, Packing::Zstd(3))[..])
-                .unwrap()
-                .read_to_end(&mut out)
-                .unwrap();
+            zstd::Decoder::new(&packed(&data, Packing::Zstd(3))[..]).unwrap().read_to_end(&mut out).unwrap();
             assert!(out == data, "zstd of {size}");
             assert!(packed(&data, Packing::Plain) == data);
         }

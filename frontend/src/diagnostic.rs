@@ -65,11 +65,7 @@ impl Diagnostic {
     }
 
     /// Adds the nearest of `options` to `word`, if one is near.
-    pub(crate) fn suggest<'a>(
-        mut self,
-        word: &str,
-        options: impl IntoIterator<Item = &'a str>,
-    ) -> Self {
+    pub(crate) fn suggest<'a>(mut self, word: &str, options: impl IntoIterator<Item = &'a str>) -> Self {
         if let Some(to) = crate::suggest::nearest(word, options) {
             let from = word.to_owned();
             self.suggestion = Some(Box::new(Edit { from, to }));
@@ -124,11 +120,7 @@ pub fn excerpt(span: Span, source: &SourceFile) -> String {
     let to = (last + room).min(source.line_count()).min(first + MOST);
     let mut out = format!("{}:{first}\n{RULER}\n", source.name());
     for line in from..=to {
-        let mark = if (first..=last).contains(&line) {
-            ">>>"
-        } else {
-            "   "
-        };
+        let mark = if (first..=last).contains(&line) { ">>>" } else { "   " };
         let text: String = source.line_text(line).chars().take(400).collect();
         let _ = writeln!(out, "{line:>4} | {mark} {text}");
     }

@@ -32,11 +32,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<String>, IgnoreError> {
             Some(path) => ("!", path.trim()),
             None => ("", line),
         };
-        let mut clean = if path.is_empty() {
-            String::new()
-        } else {
-            clean(path)
-        };
+        let mut clean = if path.is_empty() { String::new() } else { clean(path) };
         if clean.len() > 1 && clean.starts_with('/') {
             clean.remove(0);
         }
@@ -98,9 +94,7 @@ impl Matcher {
     pub fn new(patterns: &[String]) -> Result<Self, IgnoreError> {
         let mut compiled = Vec::with_capacity(patterns.len());
         for written in patterns {
-            let fail = || IgnoreError {
-                pattern: written.clone(),
-            };
+            let fail = || IgnoreError { pattern: written.clone() };
             let text = written.trim();
             if text.is_empty() {
                 continue;
@@ -114,10 +108,7 @@ impl Matcher {
             }
             let text = clean(text);
             let components = text.split('/').map(component).collect::<Option<_>>();
-            compiled.push(Pattern {
-                exclusion,
-                components: components.ok_or_else(fail)?,
-            });
+            compiled.push(Pattern { exclusion, components: components.ok_or_else(fail)? });
         }
         Ok(Self { patterns: compiled })
     }
@@ -144,9 +135,7 @@ impl Matcher {
     pub fn may_hold_exceptions(&self, directory: &str) -> bool {
         let directory = directory.trim_matches('/');
         let parts: Vec<Vec<char>> = directory.split('/').map(|p| p.chars().collect()).collect();
-        self.patterns
-            .iter()
-            .any(|p| p.exclusion && p.reaches_below(&parts))
+        self.patterns.iter().any(|p| p.exclusion && p.reaches_below(&parts))
     }
 }
 
@@ -162,9 +151,7 @@ impl Pattern {
     }
 
     fn has_wide(&self) -> bool {
-        self.components
-            .iter()
-            .any(|c| matches!(c, Component::Wide(_)))
+        self.components.iter().any(|c| matches!(c, Component::Wide(_)))
     }
 
     /// `states[n][k]`: the first `n` parts can be taken by the first `k` components.
@@ -212,12 +199,8 @@ impl Pattern {
             let last = k + 1 == count;
             now = match component {
                 Component::Deep => deep(&now, &text, last),
-                Component::One(elements) => {
-                    elements.iter().fold(now, |n, e| step(&n, &text, Some(e)))
-                }
-                Component::Wide(elements) => elements
-                    .iter()
-                    .fold(now, |n, e| step(&n, &text, e.as_ref())),
+                Component::One(elements) => elements.iter().fold(now, |n, e| step(&n, &text, Some(e))),
+                Component::Wide(elements) => elements.iter().fold(now, |n, e| step(&n, &text, e.as_ref())),
             };
             if !last && !matches!(component, Component::Deep) {
                 now = step(&now, &text, Some(&Element::Is('/')));

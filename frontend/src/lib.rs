@@ -23,17 +23,13 @@ mod suggest;
 mod testing;
 
 pub use call::{
-    BuildError, CheckAnswer, Location, Outline, OutlineArgument, OutlineNeed, Position, Range,
-    SourceInfo, Target, Targets, Violation, check, outline, targets,
+    BuildError, CheckAnswer, Location, Outline, OutlineArgument, OutlineNeed, Position, Range, SourceInfo, Target,
+    Targets, Violation, check, outline, targets,
 };
 pub use diagnostic::{Diagnostic, Edit, Severity, excerpt, render_plain};
 pub use glob::{contains_wildcards, glob_match, glob_valid};
-pub use lower::{
-    Entitlement, GitReference, NoCache, Options, Plan, PlannedImage, image_forms, lower,
-};
-pub use parse::{
-    Copy, Directives, From, Heredoc, Instruction, Kind, Parsed, Run, ShellForm, Stage, Tree, parse,
-};
+pub use lower::{Entitlement, GitReference, NoCache, Options, Plan, PlannedImage, image_forms, lower};
+pub use parse::{Copy, Directives, From, Heredoc, Instruction, Kind, Parsed, Run, ShellForm, Stage, Tree, parse};
 pub use resolve::{ImageRequest, MainContext, NamedContext, ResolveError, ResolvedImage, Resolver};
 pub use rules::{CheckOptions, RULES, Rule};
 pub use source::{MAX_LINE, MAX_SOURCE, SourceFile};

@@ -90,24 +90,18 @@ impl CheckOptions {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut options = Self::default();
         for part in text.split(';').map(str::trim).filter(|p| !p.is_empty()) {
-            let (key, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("invalid check option `{part}`, expected KEY=VALUE"))?;
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| format!("invalid check option `{part}`, expected KEY=VALUE"))?;
             let list = || value.split(',').map(|v| v.trim().to_lowercase()).collect();
             match key.trim().to_ascii_lowercase().as_str() {
                 "skip" => options.skip = list(),
                 "experimental" => options.experimental = list(),
                 "error" => {
-                    options.error = crate::parse::go_bool(value.trim()).ok_or_else(|| {
-                        format!(
-                            "invalid check option `{part}`: `{value}` is neither true nor false"
-                        )
-                    })?;
+                    options.error = crate::parse::go_bool(value.trim())
+                        .ok_or_else(|| format!("invalid check option `{part}`: `{value}` is neither true nor false"))?;
                 }
                 _ => {
-                    return Err(format!(
-                        "invalid check option `{part}`: unknown key `{key}`"
-                    ));
+                    return Err(format!("invalid check option `{part}`: unknown key `{key}`"));
                 }
             }
         }
@@ -116,10 +110,7 @@ impl CheckOptions {
 
     /// Whether findings of `rule` are reported.
     pub fn wants(&self, rule: &Rule) -> bool {
-        let lists = |list: &[String]| {
-            list.iter()
-                .any(|n| n == "all" || n.eq_ignore_ascii_case(rule.name))
-        };
+        let lists = |list: &[String]| list.iter().any(|n| n == "all" || n.eq_ignore_ascii_case(rule.name));
         let asked = lists(&self.experimental);
         let skipped = lists(&self.skip);
         if rule.experimental { asked } else { !skipped }

@@ -21,19 +21,9 @@ impl SourceFile {
         let bytes = bytes.into();
         let after_newline = |(at, _): (usize, &u8)| at + 1;
         let starts = std::iter::once(0)
-            .chain(
-                bytes
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, b)| **b == b'\n')
-                    .map(after_newline),
-            )
+            .chain(bytes.iter().enumerate().filter(|(_, b)| **b == b'\n').map(after_newline))
             .collect();
-        Self {
-            name: name.into(),
-            bytes,
-            starts,
-        }
+        Self { name: name.into(), bytes, starts }
     }
 
     /// The name that messages show.
@@ -51,9 +41,7 @@ impl SourceFile {
         let at = at.min(self.bytes.len());
         let line = self.starts.partition_point(|&start| start <= at);
         let start = self.starts[line - 1];
-        let column = String::from_utf8_lossy(&self.bytes[start..at])
-            .chars()
-            .count();
+        let column = String::from_utf8_lossy(&self.bytes[start..at]).chars().count();
         (line, column + 1)
     }
 
@@ -76,10 +64,7 @@ impl SourceFile {
     pub fn line_span(&self, line: usize) -> Span {
         let start = self.starts.get(line - 1).copied();
         let end = self.starts.get(line).copied();
-        Span {
-            start: start.unwrap_or(self.bytes.len()),
-            end: end.unwrap_or(self.bytes.len()),
-        }
+        Span { start: start.unwrap_or(self.bytes.len()), end: end.unwrap_or(self.bytes.len()) }
     }
 
     /// Text of a line (from 1), without its newline.

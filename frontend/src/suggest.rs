@@ -1,10 +1,7 @@
 //! Did you mean …?
 
 /// The option nearest to `word` in edits, if it is near enough to be meant; an equal one needs no suggestion.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    options: impl IntoIterator<Item = &'a str>,
-) -> Option<String> {
+pub(crate) fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<String> {
     const LONGEST: usize = 64;
     const MOST: usize = 1000;
     let length = word.chars().count();
@@ -52,10 +49,7 @@ mod tests {
         let options = ["FROM", "COPY", "RUN", "HEALTHCHECK"];
         assert_eq!(nearest("FORM", options).as_deref(), Some("FROM"));
         assert_eq!(nearest("COPPY", options).as_deref(), Some("COPY"));
-        assert_eq!(
-            nearest("HEALTCHEK", options).as_deref(),
-            Some("HEALTHCHECK")
-        );
+        assert_eq!(nearest("HEALTCHEK", options).as_deref(), Some("HEALTHCHECK"));
         assert_eq!(nearest("FROBNICATE", options), None);
     }
 }

@@ -1,8 +1,8 @@
 //! A resolver for tests: every image is there, contexts are those that a test names.
 
 use crate::{
-    Diagnostic, ImageRequest, MainContext, NamedContext, Options, Plan, ResolveError,
-    ResolvedImage, Resolver, SourceFile, lower, parse,
+    Diagnostic, ImageRequest, MainContext, NamedContext, Options, Plan, ResolveError, ResolvedImage, Resolver,
+    SourceFile, lower, parse,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,35 +21,24 @@ pub(crate) struct Fake {
 
 impl Resolver for Fake {
     fn images(&self, requests: &[ImageRequest]) -> Vec<Result<ResolvedImage, ResolveError>> {
-        let names = requests
-            .iter()
-            .map(|r| format!("{} {}", r.reference, r.platform));
+        let names = requests.iter().map(|r| format!("{} {}", r.reference, r.platform));
         self.calls.borrow_mut().push(names.collect());
         requests.iter().map(|r| self.image(r)).collect()
     }
 
-    fn named_context(
-        &self,
-        name: &str,
-        _: &Platform,
-    ) -> Result<Option<NamedContext>, ResolveError> {
+    fn named_context(&self, name: &str, _: &Platform) -> Result<Option<NamedContext>, ResolveError> {
         Ok(self.contexts.get(name).cloned())
     }
 
     fn main_context(&self) -> MainContext {
-        MainContext::Local(LocalSource {
-            name: "context".to_owned(),
-            excludes: self.excludes.clone(),
-        })
+        MainContext::Local(LocalSource { name: "context".to_owned(), excludes: self.excludes.clone() })
     }
 }
 
 impl Fake {
     fn image(&self, request: &ImageRequest) -> Result<ResolvedImage, ResolveError> {
         if request.reference.starts_with("missing") {
-            return Err(ResolveError {
-                message: "not found".to_owned(),
-            });
+            return Err(ResolveError { message: "not found".to_owned() });
         }
         let mut config = ImageConfig {
             os: request.platform.os.clone(),
@@ -59,10 +48,7 @@ impl Fake {
         };
         config.config.env = vec!["PATH=/bin".to_owned()];
         config.config.on_build.clone_from(&self.on_build);
-        config.history.push(History {
-            created_by: "base".to_owned(),
-            ..History::default()
-        });
+        config.history.push(History { created_by: "base".to_owned(), ..History::default() });
         let digest = format!("sha256:{}", "0".repeat(64));
         config.rootfs.diff_ids = digest.parse().into_iter().collect();
         Ok(ResolvedImage {

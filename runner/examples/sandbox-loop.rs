@@ -25,7 +25,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 .map(|worker| {
                     let (launcher, lower) = (&launcher, &lower);
                     let base = folder.path().join(format!("{network:?}-{worker}"));
-                    scope.spawn(move || (0..rounds).map(|round| one(launcher, lower, &base, round, network)).collect::<Vec<_>>())
+                    scope.spawn(move || {
+                        (0..rounds).map(|round| one(launcher, lower, &base, round, network)).collect::<Vec<_>>()
+                    })
                 })
                 .collect();
             for worker in workers {

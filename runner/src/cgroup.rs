@@ -60,13 +60,17 @@ pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
 /// Removes the group everywhere; true when the kernel ended a process in it for want of memory.
 pub(crate) fn remove(spec: &CgroupSpec) -> bool {
     let mut oom = false;
-    let Ok(hierarchies) = hierarchies() else { return false };
+    let Ok(hierarchies) = hierarchies() else {
+        return false;
+    };
     for hierarchy in hierarchies {
         let group = hierarchy.root.join(&spec.parent).join(&spec.name);
         for file in ["memory.events", "memory.oom_control"] {
             let text = fs::read_to_string(group.join(file)).unwrap_or_default();
             oom |= text.lines().any(|line| {
-                line.strip_prefix("oom_kill ").and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count > 0)
+                line.strip_prefix("oom_kill ")
+                    .and_then(|count| count.parse::<u64>().ok())
+                    .is_some_and(|count| count > 0)
             });
         }
         let _ = fs::remove_dir(&group);
@@ -146,7 +150,9 @@ fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) ->
 
 /// A new version 1 cpuset is empty and takes no process.
 fn inherit_cpuset(group: &Path) -> io::Result<()> {
-    let Some(parent) = group.parent() else { return Ok(()) };
+    let Some(parent) = group.parent() else {
+        return Ok(());
+    };
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if fs::read_to_string(group.join(file))?.trim().is_empty() {
             write(&group.join(file), fs::read_to_string(parent.join(file))?.trim())?;
@@ -182,10 +188,16 @@ fn hierarchies() -> io::Result<Vec<Hierarchy>> {
 fn parse_mounts(text: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in text.lines() {
-        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
         let mut after = after.split(' ');
-        let (Some(kind), Some(_source), Some(options)) = (after.next(), after.next(), after.next()) else { continue };
-        let Some(point) = before.split(' ').nth(4) else { continue };
+        let (Some(kind), Some(_source), Some(options)) = (after.next(), after.next(), after.next()) else {
+            continue;
+        };
+        let Some(point) = before.split(' ').nth(4) else {
+            continue;
+        };
         if !matches!(kind, "cgroup" | "cgroup2") || found.iter().any(|one| one.root == Path::new(point)) {
             continue;
         }

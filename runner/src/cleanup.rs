@@ -38,7 +38,9 @@ pub(crate) fn remove_stubs(root: &Path, leftovers: &Leftovers) -> Result<(), San
 }
 
 fn remove_stub(root: &OwnedFd, stub: &Stub) -> Result<(), Errno> {
-    let Some((parent, name)) = open_parent(root, &stub.path)? else { return Ok(()) };
+    let Some((parent, name)) = open_parent(root, &stub.path)? else {
+        return Ok(());
+    };
     let stat = match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(Errno::NOENT) => return Ok(()),
@@ -57,7 +59,9 @@ fn remove_stub(root: &OwnedFd, stub: &Stub) -> Result<(), Errno> {
 /// nothing that the directory below does not say. Overlay marks copies with an origin, and directories that replace
 /// something as opaque.
 fn remove_copied_parent(root: &OwnedFd, touched: &TouchedParent) -> Result<(), Errno> {
-    let Some((parent, name)) = open_parent(root, &touched.path)? else { return Ok(()) };
+    let Some((parent, name)) = open_parent(root, &touched.path)? else {
+        return Ok(());
+    };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = match openat(&parent, name, flags, Mode::empty()) {
         Ok(directory) => directory,
@@ -114,7 +118,9 @@ fn times_of(stat: &Stat) -> Timestamps {
 
 /// Opens the directory that holds the last component; `None` when the way there is not made of real directories.
 fn open_parent<'path>(root: &OwnedFd, path: &'path [String]) -> Result<Option<(OwnedFd, &'path str)>, Errno> {
-    let Some((name, above)) = path.split_last() else { return Ok(None) };
+    let Some((name, above)) = path.split_last() else {
+        return Ok(None);
+    };
     let mut at = root.try_clone().map_err(|_| Errno::MFILE)?;
     for component in above {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -59,9 +59,7 @@ pub(crate) enum Failure {
 impl From<Failure> for SandboxError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Setup { step, errno } => {
-                SandboxError::Setup { step, source: io::Error::from_raw_os_error(errno) }
-            }
+            Failure::Setup { step, errno } => SandboxError::Setup { step, source: io::Error::from_raw_os_error(errno) },
             Failure::Refused(text) => SandboxError::Refused(text),
             Failure::Exec { message, code } => SandboxError::Exec { message, code },
         }

@@ -132,7 +132,9 @@ impl Server {
 
     fn child_event(&mut self, event: u64) {
         let key = event / 2;
-        let Some(child) = self.children.get(&key) else { return };
+        let Some(child) = self.children.get(&key) else {
+            return;
+        };
         if event % 2 == 1 {
             let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
             let _ = epoll::delete(&self.poller, &child.session);

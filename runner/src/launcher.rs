@@ -114,7 +114,9 @@ impl Launcher {
         drop((theirs, stdio));
         // A failed write means that the process is gone already; why, is in the frames that `wait` reads.
         match send(ours.as_fd(), &Request { spec: spec.clone() }) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(SandboxError::Helper(error)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(SandboxError::Helper(error));
+            }
             _ => {}
         }
         let writable = match &spec.root {
@@ -281,7 +283,9 @@ impl Running {
             }
             Ok(Some(Frame::NotStarted(failure))) => return Err(failure.into()),
             Ok(Some(Frame::Ended { code, signal })) => return self.finish(code, signal).map(Some),
-            Ok(None) => return Err(self.state.failure.take().unwrap_or(SandboxError::HelperGone)),
+            Ok(None) => {
+                return Err(self.state.failure.take().unwrap_or(SandboxError::HelperGone));
+            }
             Err(error) => return Err(SandboxError::Protocol(error.to_string())),
         }
         Ok(None)

@@ -20,6 +20,4 @@ pub mod users;
 
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
-pub use spec::{
-    CgroupSpec, DEFAULT_PATH, Identity, MountSource, MountSpec, Network, Rlimit, Rootfs, Security, Spec,
-};
+pub use spec::{CgroupSpec, DEFAULT_PATH, Identity, MountSource, MountSpec, Network, Rlimit, Rootfs, Security, Spec};

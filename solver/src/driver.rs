@@ -169,20 +169,10 @@ pub async fn solve<W: Worker>(
             }
             Err(error) => {
                 driver.ran(vertex);
-                progress(
-                    vertex,
-                    if failure.is_some() {
-                        Status::Cancelled
-                    } else {
-                        Status::Failed
-                    },
-                );
+                progress(vertex, if failure.is_some() { Status::Cancelled } else { Status::Failed });
                 failure.get_or_insert(match error {
                     Some(error) => SolveError::Failed { vertex, error },
-                    None => SolveError::Internal(format!(
-                        "the work of `{}` died",
-                        graph[vertex].meta.name
-                    )),
+                    None => SolveError::Internal(format!("the work of `{}` died", graph[vertex].meta.name)),
                 });
                 stop.cancel();
                 driver.waiting.clear();
@@ -193,50 +183,28 @@ pub async fn solve<W: Worker>(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    let outputs: Option<Vec<_>> = targets
-        .iter()
-        .map(|&t| machine.output(t).cloned())
-        .collect();
+    let outputs: Option<Vec<_>> = targets.iter().map(|&t| machine.output(t).cloned()).collect();
     outputs.ok_or_else(|| SolveError::Internal("a worker thread ended without an answer".into()))
 }
 
 impl<W: Worker> Driver<W> {
-    fn start_all(
-        &mut self,
-        effects: Vec<Effect>,
-        machine: &Machine<'_, W::Output>,
-        progress: &Progress,
-    ) {
+    fn start_all(&mut self, effects: Vec<Effect>, machine: &Machine<'_, W::Output>, progress: &Progress) {
         for effect in effects {
             match effect {
                 Effect::Cached(id) => progress(id, Status::Cached),
-                Effect::SourceKey(id) => self.spawn(id, move |w, g, _| {
-                    Ok(Event::SourceKey(id, w.source_key(g, id)?))
-                }),
+                Effect::SourceKey(id) => self.spawn(id, move |w, g, _| Ok(Event::SourceKey(id, w.source_key(g, id)?))),
                 Effect::LocalDigests(id) => {
-                    self.spawn(id, move |w, g, _| {
-                        Ok(Event::LocalDigests(id, w.local_digests(g, id)?))
-                    });
+                    self.spawn(id, move |w, g, _| Ok(Event::LocalDigests(id, w.local_digests(g, id)?)));
                 }
-                Effect::Find(id, key) => {
-                    self.spawn(id, move |w, g, _| Ok(Event::Found(id, w.find(g, id, key)?)))
-                }
+                Effect::Find(id, key) => self.spawn(id, move |w, g, _| Ok(Event::Found(id, w.find(g, id, key)?))),
                 Effect::FindByInputs(id, key) => {
                     let inputs = machine.inputs(id);
-                    self.spawn(id, move |w, g, _| {
-                        Ok(Event::Found(id, w.find_by_inputs(g, id, key, &inputs)?))
-                    });
+                    self.spawn(id, move |w, g, _| Ok(Event::Found(id, w.find_by_inputs(g, id, key, &inputs)?)));
                 }
                 Effect::Run { vertex, key, reuse } => {
                     let earlier = std::cmp::Reverse(vertex.index());
                     let remaining = self.remaining[vertex.index()];
-                    self.waiting.push(Waiting {
-                        remaining,
-                        earlier,
-                        vertex,
-                        key,
-                        reuse,
-                    });
+                    self.waiting.push(Waiting { remaining, earlier, vertex, key, reuse });
                 }
             }
         }
@@ -255,18 +223,9 @@ impl<W: Worker> Driver<W> {
             self.execs += usize::from(exec);
             progress(next.vertex, Status::Started);
             let inputs = machine.inputs(next.vertex);
-            let Waiting {
-                vertex, key, reuse, ..
-            } = next;
+            let Waiting { vertex, key, reuse, .. } = next;
             self.spawn(vertex, move |worker, graph, cancel| {
-                let task = Task {
-                    graph,
-                    vertex,
-                    key,
-                    inputs: &inputs,
-                    reuse,
-                    cancel,
-                };
+                let task = Task { graph, vertex, key, inputs: &inputs, reuse, cancel };
                 Ok(Event::Ran(vertex, worker.run(task)?))
             });
         }
@@ -290,8 +249,7 @@ impl<W: Worker> Driver<W> {
         // The answer is ignored only when the solve itself is gone.
         tokio::task::spawn_blocking(move || {
             let attempt = std::panic::AssertUnwindSafe(|| work(&worker, &graph, &cancel));
-            let answer =
-                std::panic::catch_unwind(attempt).map_or(Err(None), |answer| answer.map_err(Some));
+            let answer = std::panic::catch_unwind(attempt).map_or(Err(None), |answer| answer.map_err(Some));
             let _ = answers.send((vertex, answer));
         });
     }
@@ -301,11 +259,7 @@ impl<W: Worker> Driver<W> {
 fn remaining_paths(graph: &Graph) -> Vec<u32> {
     let mut remaining = vec![0; graph.bound()];
     for id in graph.in_order().into_iter().rev() {
-        remaining[id.index()] = graph
-            .users(id)
-            .map(|user| remaining[user.index()] + 1)
-            .max()
-            .unwrap_or(0);
+        remaining[id.index()] = graph.users(id).map(|user| remaining[user.index()] + 1).max().unwrap_or(0);
     }
     remaining
 }

@@ -11,8 +11,8 @@
 //! - the *result key*: op digest and what the inputs turned out to be. Looked up when the definition key missed and the inputs
 //!   are there: a step that ran again and produced the same files stops the re-running there (early cut-off).
 //!
-//! A vertex that must not use its records (`ignore_cache`) taints what stands on it: there the definition key, which cannot see
-//! the new result, is not looked up.
+//! A vertex that must not use its records (`ignore_cache`) is run where its result is needed. A record above it that is found
+//! by its definition key needs no result below, so nothing runs there: BuildKit's meaning of `--no-cache-filter`.
 
 mod driver;
 mod machine;
@@ -49,19 +49,10 @@ pub trait Worker: Send + Sync + 'static {
     fn source_key(&self, graph: &Graph, vertex: VertexId) -> Result<CacheKey, Self::Error>;
 
     /// Digests of what the op reads from each of its local inputs; `None` for inputs that are not local directories.
-    fn local_digests(
-        &self,
-        graph: &Graph,
-        vertex: VertexId,
-    ) -> Result<Vec<Option<CacheKey>>, Self::Error>;
+    fn local_digests(&self, graph: &Graph, vertex: VertexId) -> Result<Vec<Option<CacheKey>>, Self::Error>;
 
     /// The result recorded under a definition key.
-    fn find(
-        &self,
-        graph: &Graph,
-        vertex: VertexId,
-        key: CacheKey,
-    ) -> Result<Option<Self::Output>, Self::Error>;
+    fn find(&self, graph: &Graph, vertex: VertexId, key: CacheKey) -> Result<Option<Self::Output>, Self::Error>;
 
     /// The result recorded for the same op on equal inputs. A hit is also recorded under `key`.
     fn find_by_inputs(

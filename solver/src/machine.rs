@@ -65,8 +65,6 @@ struct Cell<O> {
     locals: Option<Vec<Option<CacheKey>>>,
     /// Somebody needs the result, not just the key.
     wanted: bool,
-    /// A vertex at or below does not use its records, so definition keys say too little.
-    tainted: bool,
     /// Its being skipped was reported.
     skipped: bool,
 }
@@ -80,25 +78,8 @@ pub(crate) struct Machine<'g, O> {
 
 impl<'g, O: Clone> Machine<'g, O> {
     pub(crate) fn new(graph: &'g Graph) -> Self {
-        let blank = || Cell {
-            state: State::Initial,
-            locals: None,
-            wanted: false,
-            tainted: false,
-            skipped: false,
-        };
-        let mut machine = Self {
-            graph,
-            cells: (0..graph.bound()).map(|_| blank()).collect(),
-        };
-        for id in graph.in_order() {
-            let below = graph[id]
-                .inputs
-                .iter()
-                .any(|e| machine.cells[e.vertex.index()].tainted);
-            machine.cells[id.index()].tainted = below || graph[id].meta.ignore_cache;
-        }
-        machine
+        let blank = || Cell { state: State::Initial, locals: None, wanted: false, skipped: false };
+        Self { graph, cells: (0..graph.bound()).map(|_| blank()).collect() }
     }
 
     /// The result of `id`, once it is there.
@@ -111,11 +92,7 @@ impl<'g, O: Clone> Machine<'g, O> {
 
     /// Results of the inputs of `id`; all must be there.
     pub(crate) fn inputs(&self, id: VertexId) -> Vec<O> {
-        self.graph[id]
-            .inputs
-            .iter()
-            .filter_map(|e| self.output(e.vertex).cloned())
-            .collect()
+        self.graph[id].inputs.iter().filter_map(|e| self.output(e.vertex).cloned()).collect()
     }
 
     /// Takes an event and returns what follows from it.
@@ -150,10 +127,7 @@ impl<'g, O: Clone> Machine<'g, O> {
     fn key(&self, id: VertexId) -> Option<Option<CacheKey>> {
         match &self.cell(id).state {
             State::Initial | State::Keying => None,
-            State::Keyed(key)
-            | State::NeedsInputs(key)
-            | State::Running(key)
-            | State::Done { key, .. } => Some(*key),
+            State::Keyed(key) | State::NeedsInputs(key) | State::Running(key) | State::Done { key, .. } => Some(*key),
             State::Finding(key) | State::FindingByInputs(key) => Some(Some(*key)),
         }
     }
@@ -196,10 +170,7 @@ impl<'g, O: Clone> Machine<'g, O> {
 
     fn reads_locals(&self, id: VertexId) -> bool {
         let local = |op: &Op| matches!(op, Op::Source(SourceOp::Local(_)));
-        self.graph[id]
-            .inputs
-            .iter()
-            .any(|e| local(&self.graph[e.vertex].op))
+        self.graph[id].inputs.iter().any(|e| local(&self.graph[e.vertex].op))
     }
 
     /// Makes the definition key of `id` and of everything above that waited for it.
@@ -241,9 +212,7 @@ impl<'g, O: Clone> Machine<'g, O> {
                 Some(digest) => *digest,
                 None => self.key(input.vertex)??,
             };
-            hash.update(&[u8::from(local.is_some())])
-                .update(&input.output.to_le_bytes())
-                .update(&key.0);
+            hash.update(&[u8::from(local.is_some())]).update(&input.output.to_le_bytes()).update(&key.0);
         }
         Some(CacheKey(*hash.finalize().as_bytes()))
     }
@@ -251,7 +220,7 @@ impl<'g, O: Clone> Machine<'g, O> {
     /// The key is there and the result is wanted.
     fn pursue(&mut self, id: VertexId, key: Option<CacheKey>, effects: &mut Vec<Effect>) {
         match key {
-            Some(key) if !self.cell(id).tainted => {
+            Some(key) if !self.graph[id].meta.ignore_cache => {
                 self.cell_mut(id).state = State::Finding(key);
                 effects.push(Effect::Find(id, key));
             }
@@ -271,11 +240,7 @@ impl<'g, O: Clone> Machine<'g, O> {
         let State::NeedsInputs(key) = self.cell(id).state else {
             return;
         };
-        if !self.graph[id]
-            .inputs
-            .iter()
-            .all(|e| self.output(e.vertex).is_some())
-        {
+        if !self.graph[id].inputs.iter().all(|e| self.output(e.vertex).is_some()) {
             return;
         }
         let ignore = self.graph[id].meta.ignore_cache;
@@ -290,12 +255,8 @@ impl<'g, O: Clone> Machine<'g, O> {
 
     fn start(&mut self, id: VertexId, key: Option<CacheKey>, effects: &mut Vec<Effect>) {
         self.cell_mut(id).state = State::Running(key);
-        let reuse = !self.cell(id).tainted;
-        effects.push(Effect::Run {
-            vertex: id,
-            key,
-            reuse,
-        });
+        let reuse = !self.graph[id].meta.ignore_cache;
+        effects.push(Effect::Run { vertex: id, key, reuse });
     }
 
     fn missed(&mut self, id: VertexId, effects: &mut Vec<Effect>) {
@@ -346,20 +307,11 @@ mod tests {
     }
 
     fn source(graph: &mut Graph, url: &str) -> VertexId {
-        let op = SourceOp::Http(HttpSource {
-            url: url.into(),
-            checksum: None,
-            filename: None,
-        });
+        let op = SourceOp::Http(HttpSource { url: url.into(), checksum: None, filename: None });
         graph.add(Op::Source(op), vec![], Meta::default())
     }
 
-    fn exec(
-        graph: &mut Graph,
-        command: &str,
-        inputs: Vec<VertexId>,
-        ignore_cache: bool,
-    ) -> VertexId {
+    fn exec(graph: &mut Graph, command: &str, inputs: Vec<VertexId>, ignore_cache: bool) -> VertexId {
         let mount = Mount {
             destination: "/".into(),
             input: Some(0),
@@ -385,20 +337,12 @@ mod tests {
             proxy_env: Unkeyed::default(),
             platform: None,
         }));
-        let meta = Meta {
-            ignore_cache,
-            ..Meta::default()
-        };
+        let meta = Meta { ignore_cache, ..Meta::default() };
         graph.add(op, inputs.into_iter().map(edge).collect(), meta)
     }
 
     /// Plays the worker: results are strings, `known` are those found by definition, `equal` those found by inputs.
-    fn play(
-        graph: &Graph,
-        target: VertexId,
-        known: &[VertexId],
-        equal: &[VertexId],
-    ) -> Vec<String> {
+    fn play(graph: &Graph, target: VertexId, known: &[VertexId], equal: &[VertexId]) -> Vec<String> {
         let mut machine = Machine::<String>::new(graph);
         let mut log = Vec::new();
         let mut open = machine.handle(Event::Want(target));
@@ -406,24 +350,14 @@ mod tests {
             let event = match effect {
                 Effect::SourceKey(id) => Event::SourceKey(id, CacheKey([id.index() as u8; 32])),
                 Effect::LocalDigests(id) => {
-                    let local =
-                        |e: &Edge| matches!(graph[e.vertex].op, Op::Source(SourceOp::Local(_)));
-                    let digests = graph[id]
-                        .inputs
-                        .iter()
-                        .map(|e| local(e).then_some(CacheKey([7; 32])));
+                    let local = |e: &Edge| matches!(graph[e.vertex].op, Op::Source(SourceOp::Local(_)));
+                    let digests = graph[id].inputs.iter().map(|e| local(e).then_some(CacheKey([7; 32])));
                     Event::LocalDigests(id, digests.collect())
                 }
                 Effect::Find(id, _) => Event::Found(id, known.contains(&id).then(|| "hit".into())),
-                Effect::FindByInputs(id, _) => {
-                    Event::Found(id, equal.contains(&id).then(|| "equal".into()))
-                }
+                Effect::FindByInputs(id, _) => Event::Found(id, equal.contains(&id).then(|| "equal".into())),
                 Effect::Run { vertex, reuse, .. } => {
-                    log.push(format!(
-                        "run {}{}",
-                        vertex.index(),
-                        if reuse { "" } else { "!" }
-                    ));
+                    log.push(format!("run {}{}", vertex.index(), if reuse { "" } else { "!" }));
                     Event::Ran(vertex, "ran".into())
                 }
                 Effect::Cached(id) => {
@@ -433,11 +367,7 @@ mod tests {
             };
             open.extend(machine.handle(event));
         }
-        assert!(
-            machine.output(target).is_some(),
-            "the target is not solved: {:?}",
-            machine.cell(target).state
-        );
+        assert!(machine.output(target).is_some(), "the target is not solved: {:?}", machine.cell(target).state);
         log
     }
 
@@ -462,22 +392,20 @@ mod tests {
     }
 
     #[test]
-    fn ignored_records_taint_what_stands_on_them() {
+    fn ignored_records_are_those_of_the_vertex_alone() {
         let mut graph = Graph::new();
         let a = source(&mut graph, "a");
         let b = exec(&mut graph, "b", vec![a], true);
         let c = exec(&mut graph, "c", vec![b], false);
-        assert_eq!(play(&graph, c, &[a, b, c], &[]), ["run 1!", "run 2!"]);
-        assert_eq!(play(&graph, c, &[a, b, c], &[b, c]), ["run 1!"]);
+        assert_eq!(play(&graph, c, &[a, b, c], &[]), ["skip 1", "skip 0"]);
+        assert_eq!(play(&graph, c, &[a, b], &[]), ["run 1!", "run 2"]);
+        assert_eq!(play(&graph, c, &[a, b], &[b, c]), ["run 1!"]);
     }
 
     #[test]
     fn local_directories_count_by_what_is_read() {
         let mut graph = Graph::new();
-        let op = SourceOp::Local(LocalSource {
-            name: "context".into(),
-            excludes: vec![],
-        });
+        let op = SourceOp::Local(LocalSource { name: "context".into(), excludes: vec![] });
         let context = graph.add(Op::Source(op), vec![], Meta::default());
         let b = exec(&mut graph, "b", vec![context], false);
         assert_eq!(play(&graph, b, &[b], &[]), ["skip 0"]);

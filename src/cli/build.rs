@@ -9,7 +9,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use xbuild_cache::Packing;
 use xbuild_engine::request::{
-    ContextInput, Destination, DockerfileInput, LocalCache, NoCache, Output, OutputKind, Provenance, Request, SecretValue,
+    ContextInput, Destination, DockerfileInput, LocalCache, NoCache, Output, OutputKind, Provenance, Request,
+    SecretValue,
 };
 use xbuild_graph::{NetworkMode, Platform};
 
@@ -167,9 +168,9 @@ fn request(args: &BuildArgs) -> Result<Request> {
     let (context, dockerfile) = inputs(args)?;
     let build_args = named_values(&args.build_arg, true)?;
     let source_date_epoch = match build_args.get("SOURCE_DATE_EPOCH").cloned().or_else(|| env("SOURCE_DATE_EPOCH")) {
-        Some(text) if !text.is_empty() => {
-            Some(text.parse().with_context(|| format!("invalid SOURCE_DATE_EPOCH: `{text}` is not a number of seconds"))?)
-        }
+        Some(text) if !text.is_empty() => Some(
+            text.parse().with_context(|| format!("invalid SOURCE_DATE_EPOCH: `{text}` is not a number of seconds"))?,
+        ),
         _ => None,
     };
     let tags = args.tag.iter().map(|t| full_name(t)).collect::<Result<Vec<_>>>()?;
@@ -310,7 +311,9 @@ fn secret(text: &str) -> Result<(String, SecretValue)> {
     }
     let from_env = |name: &str| env(name).map(String::into_bytes);
     let value = match (variable, file) {
-        (Some(name), _) => from_env(&name).with_context(|| format!("the variable `{name}` of secret `{id}` is not set"))?,
+        (Some(name), _) => {
+            from_env(&name).with_context(|| format!("the variable `{name}` of secret `{id}` is not set"))?
+        }
         (None, Some(path)) => read_secret(&id, Path::new(&path))?,
         (None, None) => match from_env(&id) {
             Some(value) => value,
@@ -324,7 +327,8 @@ fn secret(text: &str) -> Result<(String, SecretValue)> {
 const SECRET_MAX: u64 = 500 << 10;
 
 fn read_secret(id: &str, path: &Path) -> Result<Vec<u8>> {
-    let meta = std::fs::metadata(path).with_context(|| format!("cannot read the secret `{id}` from `{}`", path.display()))?;
+    let meta =
+        std::fs::metadata(path).with_context(|| format!("cannot read the secret `{id}` from `{}`", path.display()))?;
     if !meta.is_file() {
         bail!("the secret `{id}`: `{}` is not a file", path.display());
     }
@@ -338,14 +342,20 @@ fn read_secret(id: &str, path: &Path) -> Result<Vec<u8>> {
 fn ssh(text: &str) -> Result<(String, PathBuf)> {
     let (id, path) = match text.split_once('=') {
         Some((id, path)) => (id, PathBuf::from(path)),
-        None => (text, env("SSH_AUTH_SOCK").map(PathBuf::from).with_context(|| {
-            format!("invalid empty ssh agent socket for `{text}`: make sure SSH_AUTH_SOCK is set")
-        })?),
+        None => (
+            text,
+            env("SSH_AUTH_SOCK").map(PathBuf::from).with_context(|| {
+                format!("invalid empty ssh agent socket for `{text}`: make sure SSH_AUTH_SOCK is set")
+            })?,
+        ),
     };
     use std::os::unix::fs::FileTypeExt;
     let meta = std::fs::metadata(&path).with_context(|| format!("cannot use the ssh agent `{}`", path.display()))?;
     if !meta.file_type().is_socket() {
-        bail!("`{}` is not the socket of an ssh agent; private key files are not supported: start an agent and add the key", path.display());
+        bail!(
+            "`{}` is not the socket of an ssh agent; private key files are not supported: start an agent and add the key",
+            path.display()
+        );
     }
     Ok((if id.is_empty() { "default" } else { id }.to_owned(), path))
 }
@@ -387,7 +397,10 @@ fn provenance(args: &BuildArgs) -> Result<Provenance> {
 fn outputs(args: &BuildArgs) -> Result<Vec<Output>> {
     let mut outputs = args.output.iter().map(|o| output(o)).collect::<Result<Vec<_>>>()?;
     if args.push {
-        match outputs.iter_mut().find_map(|o| if let OutputKind::Image { push, .. } = &mut o.kind { Some(push) } else { None }) {
+        match outputs
+            .iter_mut()
+            .find_map(|o| if let OutputKind::Image { push, .. } = &mut o.kind { Some(push) } else { None })
+        {
             Some(push) => *push = true,
             None => outputs.push(output("type=registry")?),
         }
@@ -461,7 +474,9 @@ fn output(text: &str) -> Result<Output> {
             Some(rest) => {
                 let (level, name) = rest.split_once('.').with_context(|| format!("unknown attribute `{key}`"))?;
                 let level = level.trim_start_matches('-');
-                output.annotations.insert(format!("{}:{name}", if level.is_empty() { "manifest" } else { level }), value);
+                output
+                    .annotations
+                    .insert(format!("{}:{name}", if level.is_empty() { "manifest" } else { level }), value);
             }
             None => bail!("unknown attribute `{key}` of output `{text}`"),
         }
@@ -469,13 +484,23 @@ fn output(text: &str) -> Result<Output> {
     Ok(output)
 }
 
-fn output_kind(kind: &str, dest: Option<String>, tar: bool, push: bool, delete: bool, text: &str) -> Result<OutputKind> {
+fn output_kind(
+    kind: &str,
+    dest: Option<String>,
+    tar: bool,
+    push: bool,
+    delete: bool,
+    text: &str,
+) -> Result<OutputKind> {
     let place = |dest: Option<String>| match dest.as_deref() {
         None | Some("-") => Destination::Stdout,
         Some(path) => Destination::Path(PathBuf::from(path)),
     };
     let needs_dest = |dest: &Option<String>| {
-        dest.as_deref().filter(|d| *d != "-").map(PathBuf::from).with_context(|| format!("dest is required for output `{text}`"))
+        dest.as_deref()
+            .filter(|d| *d != "-")
+            .map(PathBuf::from)
+            .with_context(|| format!("dest is required for output `{text}`"))
     };
     if delete && kind != "local" {
         bail!("mode=delete is for type=local only");
@@ -496,7 +521,8 @@ fn output_kind(kind: &str, dest: Option<String>, tar: bool, push: bool, delete: 
 }
 
 fn packing(name: Option<String>, level: Option<String>) -> Result<Packing> {
-    let level: Option<i32> = level.map(|l| l.parse().with_context(|| format!("compression level `{l}` is not a number"))).transpose()?;
+    let level: Option<i32> =
+        level.map(|l| l.parse().with_context(|| format!("compression level `{l}` is not a number"))).transpose()?;
     let within = |level: i32, low: i32, high: i32| -> Result<i32> {
         if !(low..=high).contains(&level) {
             bail!("compression level {level} is not between {low} and {high}");

@@ -126,7 +126,12 @@ pub(crate) fn images(args: &ImagesArgs, global: &Global) -> Result<Outcome> {
         let familiar = reference.familiar();
         let (repository, tag) = familiar.rsplit_once(':').unwrap_or((&familiar, "<none>"));
         let digest = if args.digests { format!("{:<72}", image.target.to_string()) } else { String::new() };
-        writeln!(out, "{repository:<30} {tag:<15} {digest}{id:<15} {:<18} {}", time::ago(image.updated), bytes(image.size))?;
+        writeln!(
+            out,
+            "{repository:<30} {tag:<15} {digest}{id:<15} {:<18} {}",
+            time::ago(image.updated),
+            bytes(image.size)
+        )?;
     }
     out.flush()?;
     Ok(Outcome::Success)
@@ -144,7 +149,11 @@ pub(crate) fn history(args: &HistoryArgs, global: &Global) -> Result<Outcome> {
     writeln!(out, "{:<22} {:<60} {:<10} COMMENT", "CREATED", "CREATED BY", "SIZE")?;
     for line in global.engine()?.history(&args.name)? {
         let text = line.created_by.replace(['\n', '\t'], " ");
-        let by: String = if args.no_trunc || text.chars().count() <= 58 { text } else { text.chars().take(57).chain(['…']).collect() };
+        let by: String = if args.no_trunc || text.chars().count() <= 58 {
+            text
+        } else {
+            text.chars().take(57).chain(['…']).collect()
+        };
         let created: String = line.created.chars().take(19).collect();
         writeln!(out, "{created:<22} {by:<60} {:<10} {}", bytes(line.size), line.comment)?;
     }

@@ -133,7 +133,9 @@ fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
             _ => break,
         }
     }
-    let is_command = |a: &str| a == "help" || known.get_subcommands().any(|c| c.get_name() == a || c.get_all_aliases().any(|x| x == a));
+    let is_command = |a: &str| {
+        a == "help" || known.get_subcommands().any(|c| c.get_name() == a || c.get_all_aliases().any(|x| x == a))
+    };
     match arguments.get(first).and_then(|a| a.to_str()) {
         None | Some("-h" | "--help" | "-V" | "--version") => {}
         Some(argument) if is_command(argument) => {}
@@ -164,7 +166,8 @@ impl Global {
     /// Opens the engine.
     pub(crate) fn engine(&self) -> Result<Engine> {
         let root = self.root()?;
-        Engine::open(&root, docker_config().as_deref(), clock).with_context(|| format!("cannot open the store at `{}`", root.display()))
+        Engine::open(&root, docker_config().as_deref(), clock)
+            .with_context(|| format!("cannot open the store at `{}`", root.display()))
     }
 
     /// Frees what was thrown away, in a process of its own that outlives this one.
@@ -172,7 +175,9 @@ impl Global {
         if !engine.store().needs_sweep() {
             return;
         }
-        let Ok(program) = std::env::current_exe() else { return };
+        let Ok(program) = std::env::current_exe() else {
+            return;
+        };
         use std::os::unix::process::CommandExt;
         let mut command = std::process::Command::new(program);
         command.arg("store").arg("sweep").arg("--root").arg(engine.store().root()).process_group(0);

@@ -23,7 +23,8 @@ pub(crate) fn build_error(error: &EngineError) -> Outcome {
         EngineError::Dockerfile(diagnostics) => {
             diagnostics.iter().for_each(|text| lines(text));
             let first = diagnostics.first().and_then(|d| d.lines().next()).unwrap_or_default();
-            let more = if diagnostics.len() > 1 { format!(" (and {} more)", diagnostics.len() - 1) } else { String::new() };
+            let more =
+                if diagnostics.len() > 1 { format!(" (and {} more)", diagnostics.len() - 1) } else { String::new() };
             lines(&format!("ERROR: failed to solve: {first}{more}"));
         }
         EngineError::Cancelled => {

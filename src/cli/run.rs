@@ -140,7 +140,8 @@ impl Drop for Raw {
 impl Terminal {
     fn open() -> Result<Self> {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("no pseudo-terminal")?;
+        let controller =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("no pseudo-terminal")?;
         grantpt(&controller).and_then(|()| unlockpt(&controller)).context("no pseudo-terminal")?;
         let name = ptsname(&controller, Vec::new()).context("no pseudo-terminal")?;
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
@@ -152,7 +153,11 @@ impl Terminal {
     }
 
     fn stdio(&self) -> Result<Stdio> {
-        Ok(Stdio { stdin: Some(owned(&self.device)?), stdout: Some(owned(&self.device)?), stderr: Some(owned(&self.device)?) })
+        Ok(Stdio {
+            stdin: Some(owned(&self.device)?),
+            stdout: Some(owned(&self.device)?),
+            stderr: Some(owned(&self.device)?),
+        })
     }
 
     /// Moves bytes both ways until the container is gone.

@@ -16,7 +16,9 @@ pub(crate) fn cancel_on_interrupt() -> Result<Cancel> {
             runtime.block_on(async move {
                 use tokio::signal::unix::{SignalKind, signal};
                 let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-                let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = kinds.map(signal) else { return };
+                let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = kinds.map(signal) else {
+                    return;
+                };
                 loop {
                     // Each arm only waits; nothing is lost when another one is taken.
                     tokio::select! {

@@ -69,9 +69,21 @@ pub(crate) fn du(args: &DuArgs, global: &Global) -> Result<Outcome> {
             writeln!(out, "ID:           {}\nType:         {}", entry.id, kind(entry.kind))?;
             writeln!(out, "Created at:   {}\nLast used:    {}", time::ago(entry.created), time::ago(entry.last_used))?;
             writeln!(out, "Usage count:  {}\nReclaimable:  {}", entry.uses, entry.reclaimable)?;
-            writeln!(out, "Size:         {}\nDescription:  {}\n", bytes(entry.size), crate::progress::harmless(&entry.description))?;
+            writeln!(
+                out,
+                "Size:         {}\nDescription:  {}\n",
+                bytes(entry.size),
+                crate::progress::harmless(&entry.description)
+            )?;
         } else {
-            writeln!(out, "{:<72} {:<12} {:<10} {}", entry.id, entry.reclaimable, bytes(entry.size), time::ago(entry.last_used))?;
+            writeln!(
+                out,
+                "{:<72} {:<12} {:<10} {}",
+                entry.id,
+                entry.reclaimable,
+                bytes(entry.size),
+                time::ago(entry.last_used)
+            )?;
         }
     }
     let sum = |reclaimable: bool| usage.iter().filter(|e| !reclaimable || e.reclaimable).map(|e| e.size).sum::<u64>();

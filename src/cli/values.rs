@@ -64,8 +64,21 @@ pub(crate) fn size(text: &str) -> Result<u64> {
 /// `name=soft[:hard]`.
 pub(crate) fn ulimit(text: &str) -> Result<xbuild_graph::Ulimit> {
     const NAMES: [&str; 15] = [
-        "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
-        "sigpending", "stack",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
     ];
     let (name, value) = text.split_once('=').with_context(|| format!("invalid ulimit argument: {text}"))?;
     if !NAMES.contains(&name) {

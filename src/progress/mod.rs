@@ -123,7 +123,10 @@ pub(crate) fn harmless(line: &str) -> std::borrow::Cow<'_, str> {
     if !line.contains(bad) {
         return line.into();
     }
-    line.chars().flat_map(|c| if bad(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect::<String>().into()
+    line.chars()
+        .flat_map(|c| if bad(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect::<String>()
+        .into()
 }
 
 /// Cuts a byte stream into lines, holding back what is not ended; a carriage return ends a line, too.

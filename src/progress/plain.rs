@@ -30,7 +30,9 @@ impl Renderer for Plain {
             return Ok(());
         }
         let number = self.header(event.step, out)?;
-        let Some(step) = self.steps.get_mut(&event.step) else { return Ok(()) };
+        let Some(step) = self.steps.get_mut(&event.step) else {
+            return Ok(());
+        };
         let seconds = event.at.saturating_sub(step.started).as_secs_f64();
         match &event.kind {
             EventKind::Named(_) => {}
@@ -74,7 +76,9 @@ impl Renderer for Plain {
 impl Plain {
     /// Names the step if the line before was about another one.
     fn header(&mut self, id: StepId, out: &mut dyn Write) -> io::Result<u32> {
-        let Some(step) = self.steps.get_mut(&id) else { return Ok(0) };
+        let Some(step) = self.steps.get_mut(&id) else {
+            return Ok(0);
+        };
         let first = step.number.is_none();
         let number = *step.number.get_or_insert_with(|| {
             self.shown += 1;

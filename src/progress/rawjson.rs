@@ -18,7 +18,9 @@ impl Renderer for RawJson {
         if let EventKind::Named(name) = &event.kind {
             self.names.insert(event.step, (name.clone(), None));
         }
-        let Some((name, started)) = self.names.get_mut(&event.step) else { return Ok(()) };
+        let Some((name, started)) = self.names.get_mut(&event.step) else {
+            return Ok(());
+        };
         let id = digest(name);
         if matches!(event.kind, EventKind::Started | EventKind::Cached) {
             *started = Some(now.clone());
@@ -40,7 +42,9 @@ impl Renderer for RawJson {
             EventKind::Log { stream, data } => {
                 json!({"logs": [{"vertex": id, "stream": stream, "data": base64(data), "timestamp": now}]})
             }
-            EventKind::Note(text) => json!({"statuses": [{"id": text, "vertex": id, "name": text, "timestamp": now}]}),
+            EventKind::Note(text) => {
+                json!({"statuses": [{"id": text, "vertex": id, "name": text, "timestamp": now}]})
+            }
             EventKind::Transfer { name, current, total } => {
                 json!({"statuses": [{"id": name, "vertex": id, "current": current, "total": total, "timestamp": now}]})
             }

@@ -37,7 +37,9 @@ impl Renderer for Tty {
             self.steps.insert(event.step, Step { name: name.clone(), ..Step::default() });
             return Ok(());
         }
-        let Some(step) = self.steps.get_mut(&event.step) else { return Ok(()) };
+        let Some(step) = self.steps.get_mut(&event.step) else {
+            return Ok(());
+        };
         match &event.kind {
             EventKind::Named(_) => {}
             EventKind::Started => step.started = Some(event.at),
@@ -71,7 +73,9 @@ impl Renderer for Tty {
         let now = self.began.map_or(Duration::ZERO, |b| b.elapsed());
         let mut lines = vec![format!("[+] Building {:.1}s ({}/{})", now.as_secs_f64(), self.finished, self.total)];
         for step in self.steps.values() {
-            let Some(started) = step.started else { continue };
+            let Some(started) = step.started else {
+                continue;
+            };
             let seconds = now.saturating_sub(started).as_secs_f64();
             lines.push(format!(" => {} {seconds:>6.1}s", harmless(&step.name)));
             for (name, (current, total)) in &step.transfers {
@@ -99,7 +103,9 @@ impl Renderer for Tty {
 
 impl Tty {
     fn end(&mut self, event: &Event, word: &str, out: &mut dyn Write) -> io::Result<()> {
-        let Some(step) = self.steps.remove(&event.step) else { return Ok(()) };
+        let Some(step) = self.steps.remove(&event.step) else {
+            return Ok(());
+        };
         self.finished += 1;
         let seconds = step.started.map_or(0.0, |s| event.at.saturating_sub(s).as_secs_f64());
         let gap = if word.is_empty() { "" } else { " " };

@@ -7,9 +7,7 @@ use super::mode::ModeChange;
 use super::tar_read::{EntryKind, TarEntry, TarReader};
 use super::unpack::{clean, set_attributes, write_content};
 use super::view::{Node, View};
-use super::writer::{
-    DiffWriter, Ids, NewDirs, WriteDir, create, make_node, set_file, set_node_owner, set_node_time,
-};
+use super::writer::{DiffWriter, Ids, NewDirs, WriteDir, create, make_node, set_file, set_node_owner, set_node_time};
 use rustix::fs::AtFlags;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -29,17 +27,13 @@ fn decompress(mut file: File) -> io::Result<Box<dyn Read>> {
     let mut start = Vec::new();
     (&mut file).take(10).read_to_end(&mut start)?;
     let magic = start.clone();
-    let all: BufReader<Peeked> =
-        BufReader::with_capacity(128 * 1024, Cursor::new(start).chain(file));
+    let all: BufReader<Peeked> = BufReader::with_capacity(128 * 1024, Cursor::new(start).chain(file));
     Ok(match magic.as_slice() {
         [0x1f, 0x8b, 0x08, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(all)),
         [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(all)),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
-            let stream = liblzma::stream::Stream::new_stream_decoder(
-                MAX_XZ_MEMORY,
-                liblzma::stream::CONCATENATED,
-            )
-            .map_err(io::Error::other)?;
+            let stream = liblzma::stream::Stream::new_stream_decoder(MAX_XZ_MEMORY, liblzma::stream::CONCATENATED)
+                .map_err(io::Error::other)?;
             Box::new(liblzma::bufread::XzDecoder::new_stream(all, stream))
         }
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
@@ -61,27 +55,15 @@ fn is_archive(file: File) -> bool {
 
 impl DiffWriter {
     /// Unpacks a file into the destination if it is an archive; false if it is none.
-    pub(crate) fn add_archive(
-        &self,
-        view: &View,
-        node: &Node,
-        options: &CopyOptions<'_>,
-    ) -> Result<bool> {
+    pub(crate) fn add_archive(&self, view: &View, node: &Node, options: &CopyOptions<'_>) -> Result<bool> {
         if !is_archive(view.open_file(node)?) {
             return Ok(false);
         }
         let new = ModeChange::new_dirs(None, options.owner, options.mtime);
         let dir = self.ensure_path(options.destination, new)?;
         let stream = decompress(view.open_file(node)?).map_err(TreeError::Archive)?;
-        let merged = self
-            .view()
-            .open_dir(&self.view().require(&dir.path, false)?)?;
-        let unpack = AddArchive {
-            writer: self,
-            base: dir.path.clone(),
-            view: View::of_dir(merged),
-            options,
-        };
+        let merged = self.view().open_dir(&self.view().require(&dir.path, false)?)?;
+        let unpack = AddArchive { writer: self, base: dir.path.clone(), view: View::of_dir(merged), options };
         unpack.run(TarReader::new(stream))?;
         Ok(true)
     }
@@ -104,38 +86,21 @@ impl AddArchive<'_> {
         while let Some(mut entry) = reader.next()? {
             entries += 1;
             if entries > limits.entries {
-                return Err(TreeError::Limit {
-                    limit: limits.entries,
-                    unit: "entries",
-                });
+                return Err(TreeError::Limit { limit: limits.entries, unit: "entries" });
             }
             if let Some(owner) = self.options.owner {
                 (entry.uid, entry.gid) = (owner.uid, owner.gid);
             }
-            entry.mtime = self
-                .options
-                .mtime
-                .unwrap_or(entry.mtime)
-                .max(Time::from_seconds(0));
-            bytes += self
-                .entry(&entry, &mut reader, limits.bytes.saturating_sub(bytes))
-                .map_err(|e| match e {
-                    TreeError::Limit { unit, .. } => TreeError::Limit {
-                        limit: limits.bytes,
-                        unit,
-                    },
-                    other => other,
-                })?;
+            entry.mtime = self.options.mtime.unwrap_or(entry.mtime).max(Time::from_seconds(0));
+            bytes += self.entry(&entry, &mut reader, limits.bytes.saturating_sub(bytes)).map_err(|e| match e {
+                TreeError::Limit { unit, .. } => TreeError::Limit { limit: limits.bytes, unit },
+                other => other,
+            })?;
         }
         Ok(())
     }
 
-    fn entry<R: Read>(
-        &self,
-        entry: &TarEntry,
-        reader: &mut TarReader<R>,
-        allowed: u64,
-    ) -> Result<u64> {
+    fn entry<R: Read>(&self, entry: &TarEntry, reader: &mut TarReader<R>, allowed: u64) -> Result<u64> {
         let outside = || TreeError::entry(&entry.name, "outside of the destination");
         let path = clean(&entry.name).ok_or_else(outside)?;
         if path.as_os_str().is_empty() {
@@ -155,40 +120,26 @@ impl AddArchive<'_> {
         }
         self.writer.remove_for(&dir, &name)?;
         let at = dir.path.join(&name);
-        let owner = Ids {
-            uid: entry.uid,
-            gid: entry.gid,
-        };
+        let owner = Ids { uid: entry.uid, gid: entry.gid };
         match &entry.kind {
             EntryKind::Node(Kind::File) => {
                 let file = create(dir.fd.as_fd(), &name).context("create", &at)?;
                 let data = write_content(reader, entry, file.as_fd(), &at, allowed)?;
                 set_attributes(file.as_fd(), entry, &at)?;
-                rustix::fs::futimens(&file, &entry.mtime.timestamps())
-                    .context("set times of", &at)?;
+                rustix::fs::futimens(&file, &entry.mtime.timestamps()).context("set times of", &at)?;
                 return Ok(data);
             }
             EntryKind::Node(Kind::Symlink) => {
-                rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), &dir.fd, &name)
-                    .context("make link", &at)?;
+                rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), &dir.fd, &name).context("make link", &at)?;
                 set_node_owner(dir.fd.as_fd(), &name, owner).context("set owner of", &at)?;
-                set_node_time(dir.fd.as_fd(), &name, Some(entry.mtime))
-                    .context("set times of", &at)?;
+                set_node_time(dir.fd.as_fd(), &name, Some(entry.mtime)).context("set times of", &at)?;
             }
             EntryKind::Node(Kind::Char) if entry.rdev == 0 => {
                 return Err(TreeError::entry(&entry.name, "device with number 0:0"));
             }
             EntryKind::Node(kind) => {
-                make_node(
-                    dir.fd.as_fd(),
-                    &name,
-                    *kind,
-                    entry.rdev,
-                    entry.mode,
-                    owner,
-                    Some(entry.mtime),
-                )
-                .context("make", &at)?;
+                make_node(dir.fd.as_fd(), &name, *kind, entry.rdev, entry.mode, owner, Some(entry.mtime))
+                    .context("make", &at)?;
             }
             EntryKind::HardLink => {}
         }
@@ -197,34 +148,16 @@ impl AddArchive<'_> {
 
     /// A directory below the destination, by link-free components.
     fn dir(&self, components: &[OsString]) -> Result<WriteDir> {
-        let new = NewDirs {
-            mode: 0o755,
-            owner: Ids::default(),
-            mtime: self.options.mtime,
-        };
-        let all: Vec<OsString> = self
-            .base
-            .iter()
-            .map(OsStr::to_os_string)
-            .chain(components.iter().cloned())
-            .collect();
+        let new = NewDirs { mode: 0o755, owner: Ids::default(), mtime: self.options.mtime };
+        let all: Vec<OsString> = self.base.iter().map(OsStr::to_os_string).chain(components.iter().cloned()).collect();
         self.writer.ensure(&all, new)
     }
 
     fn directory(&self, entry: &TarEntry, dir: &WriteDir, name: &OsStr) -> Result<()> {
-        if self
-            .writer
-            .present(dir, name)?
-            .meta()
-            .is_some_and(|m| !m.is_dir())
-        {
+        if self.writer.present(dir, name)?.meta().is_some_and(|m| !m.is_dir()) {
             self.writer.remove_name(dir, name)?;
         }
-        let new = NewDirs {
-            mode: 0o700,
-            owner: Ids::default(),
-            mtime: None,
-        };
+        let new = NewDirs { mode: 0o700, owner: Ids::default(), mtime: None };
         let (made, _) = self.writer.enter(dir, name, Some(new))?;
         set_attributes(made.fd.as_fd(), entry, &made.path)?;
         self.writer.set_time_later(&made.path, entry.mtime);
@@ -232,9 +165,8 @@ impl AddArchive<'_> {
     }
 
     fn hard_link(&self, entry: &TarEntry, dir: &WriteDir, name: &OsStr) -> Result<()> {
-        let target = clean(&entry.link).ok_or_else(|| {
-            TreeError::entry(&entry.name, "link target outside of the destination")
-        })?;
+        let target = clean(&entry.link)
+            .ok_or_else(|| TreeError::entry(&entry.name, "link target outside of the destination"))?;
         let resolved = self.view.resolve(&target, false)?;
         let missing = || TreeError::entry(&entry.name, "hard link to a file that does not exist");
         let node = resolved.node.ok_or_else(missing)?;
@@ -246,22 +178,12 @@ impl AddArchive<'_> {
         if (&target_dir.path, target_name.as_os_str()) == (&dir.path, name) {
             return Ok(());
         }
-        if matches!(
-            self.writer.present(&target_dir, &target_name)?,
-            super::writer::Present::Lower(_)
-        ) {
+        if matches!(self.writer.present(&target_dir, &target_name)?, super::writer::Present::Lower(_)) {
             self.copy_up(&node, &target_dir, &target_name)?;
         }
         self.writer.remove_for(dir, name)?;
         let path = dir.path.join(name);
-        rustix::fs::linkat(
-            &target_dir.fd,
-            &target_name,
-            &dir.fd,
-            name,
-            AtFlags::empty(),
-        )
-        .context("link", &path)?;
+        rustix::fs::linkat(&target_dir.fd, &target_name, &dir.fd, name, AtFlags::empty()).context("link", &path)?;
         if !node.meta.is_file() {
             return Ok(());
         }
@@ -274,27 +196,14 @@ impl AddArchive<'_> {
     /// Copies a file of the base into the diff, so that it can get another name.
     fn copy_up(&self, node: &Node, dir: &WriteDir, name: &OsStr) -> Result<()> {
         if !node.meta.is_file() {
-            return Err(TreeError::unfit(
-                &node.path,
-                "hard link to a special file of the base",
-            ));
+            return Err(TreeError::unfit(&node.path, "hard link to a special file of the base"));
         }
         let path = dir.path.join(name);
         let source = self.view.open_file(node)?;
         let file = create(dir.fd.as_fd(), name).context("create", &path)?;
         let mover = super::content::Mover::default();
-        mover
-            .copy(
-                source.as_fd(),
-                file.as_fd(),
-                node.meta.size,
-                node.meta.blocks,
-            )
-            .context("copy to", &path)?;
-        let owner = Ids {
-            uid: node.meta.uid,
-            gid: node.meta.gid,
-        };
+        mover.copy(source.as_fd(), file.as_fd(), node.meta.size, node.meta.blocks).context("copy to", &path)?;
+        let owner = Ids { uid: node.meta.uid, gid: node.meta.gid };
         set_file(file.as_fd(), node.meta.mode, owner, Some(node.meta.mtime))
             .context("set attributes of", Path::new(&path))
     }

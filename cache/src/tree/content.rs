@@ -57,12 +57,7 @@ impl Mover {
         self.copy_range(from, to, 0, u64::MAX)
     }
 
-    fn copy_sparse(
-        &self,
-        from: BorrowedFd<'_>,
-        to: BorrowedFd<'_>,
-        size: u64,
-    ) -> rustix::io::Result<()> {
+    fn copy_sparse(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> rustix::io::Result<()> {
         for_each_extent(from, size, |start, end| {
             rustix::fs::seek(to, SeekFrom::Start(start))?;
             rustix::fs::seek(from, SeekFrom::Start(start))?;
@@ -72,19 +67,11 @@ impl Mover {
     }
 
     /// Copies up to `len` bytes from the current positions, which are both `start`.
-    fn copy_range(
-        &self,
-        from: BorrowedFd<'_>,
-        to: BorrowedFd<'_>,
-        start: u64,
-        len: u64,
-    ) -> rustix::io::Result<()> {
+    fn copy_range(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, len: u64) -> rustix::io::Result<()> {
         let mut done = 0;
         if len > BY_KERNEL && !self.no_range.load(Ordering::Relaxed) {
             while done < len {
-                let want = usize::try_from(len - done)
-                    .unwrap_or(PER_CALL)
-                    .min(PER_CALL);
+                let want = usize::try_from(len - done).unwrap_or(PER_CALL).min(PER_CALL);
                 match rustix::fs::copy_file_range(from, None, to, None, want) {
                     Ok(0) => return Ok(()),
                     Ok(n) => done += n as u64,
@@ -100,9 +87,7 @@ impl Mover {
         let _ = start;
         with_buffer(|room| {
             while done < len {
-                let want = usize::try_from(len - done)
-                    .unwrap_or(room.len())
-                    .min(room.len());
+                let want = usize::try_from(len - done).unwrap_or(room.len()).min(room.len());
                 let n = read_some(from, &mut room[..want])?;
                 if n == 0 {
                     break;
@@ -158,8 +143,7 @@ pub(crate) fn write_all(fd: BorrowedFd<'_>, mut data: &[u8]) -> rustix::io::Resu
 
 /// True for attributes that are part of an image's files; overlayfs's own marks are not.
 pub(crate) fn is_kept_xattr(name: &[u8]) -> bool {
-    name == b"security.capability"
-        || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+    name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
 /// The attributes that are part of an image's files, sorted by name.
@@ -195,10 +179,7 @@ fn xattr_os(fd: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Option<Vec<u
 }
 
 /// Sets attributes; those the file system cannot hold are left out, as every builder does.
-pub(crate) fn set_xattrs(
-    fd: BorrowedFd<'_>,
-    xattrs: &[(OsString, Vec<u8>)],
-) -> rustix::io::Result<()> {
+pub(crate) fn set_xattrs(fd: BorrowedFd<'_>, xattrs: &[(OsString, Vec<u8>)]) -> rustix::io::Result<()> {
     for (name, value) in xattrs {
         match rustix::fs::fsetxattr(fd, name.as_os_str(), value, XattrFlags::empty()) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::RANGE) => {}

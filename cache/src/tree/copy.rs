@@ -10,8 +10,7 @@ use super::select::{Include, Said, expand};
 use super::unpack::Limits;
 use super::view::{Node, Place, View, Visibility};
 use super::writer::{
-    DiffWriter, Ids, NewDirs, WriteDir, base_name, create, make_node, named, set_file,
-    set_node_owner, set_node_time,
+    DiffWriter, Ids, NewDirs, WriteDir, base_name, create, make_node, named, set_file, set_node_owner, set_node_time,
 };
 use rayon::Scope;
 use std::ffi::{OsStr, OsString};
@@ -95,30 +94,15 @@ impl DiffWriter {
         for source in sources {
             match *source {
                 CopySource::Inline { name, data } => self.copy_inline(name, data, options)?,
-                CopySource::Path {
-                    view,
-                    path,
-                    wildcard,
-                    required,
-                } if options.parents => {
+                CopySource::Path { view, path, wildcard, required } if options.parents => {
                     self.copy_with_parents(view, path, required && !wildcard, options)?;
                 }
-                CopySource::Path {
-                    view,
-                    path,
-                    wildcard: true,
-                    ..
-                } => {
+                CopySource::Path { view, path, wildcard: true, .. } => {
                     for found in expand(view, path, options.wildcard, true)? {
                         self.copy_path(view, &found, true, options)?;
                     }
                 }
-                CopySource::Path {
-                    view,
-                    path,
-                    wildcard: false,
-                    required,
-                } => {
+                CopySource::Path { view, path, wildcard: false, required } => {
                     self.copy_path(view, path, required, options)?;
                 }
             }
@@ -126,19 +110,9 @@ impl DiffWriter {
         Ok(())
     }
 
-    fn copy_path(
-        &self,
-        view: &View,
-        path: &Path,
-        required: bool,
-        options: &CopyOptions<'_>,
-    ) -> Result<()> {
+    fn copy_path(&self, view: &View, path: &Path, required: bool, options: &CopyOptions<'_>) -> Result<()> {
         let Some(node) = view.lookup(path, true)? else {
-            return if required {
-                Err(TreeError::not_found(path))
-            } else {
-                Ok(())
-            };
+            return if required { Err(TreeError::not_found(path)) } else { Ok(()) };
         };
         if options.unpack && node.meta.is_file() && self.add_archive(view, &node, options)? {
             return Ok(());
@@ -149,16 +123,8 @@ impl DiffWriter {
         Copier::new(self, view, options, None).run(&node, target)
     }
 
-    fn copy_with_parents(
-        &self,
-        view: &View,
-        path: &Path,
-        required: bool,
-        options: &CopyOptions<'_>,
-    ) -> Result<()> {
-        let text = path
-            .to_str()
-            .ok_or_else(|| TreeError::unfit(path, "not valid UTF-8"))?;
+    fn copy_with_parents(&self, view: &View, path: &Path, required: bool, options: &CopyOptions<'_>) -> Result<()> {
+        let text = path.to_str().ok_or_else(|| TreeError::unfit(path, "not valid UTF-8"))?;
         let (pivot, pattern) = text.split_once("/./").unwrap_or(("/", text));
         let node = view.require(pivot, true)?;
         let include = Include::new(pattern, options.glob, options.wildcard);
@@ -174,26 +140,13 @@ impl DiffWriter {
     }
 
     fn copy_inline(&self, name: &OsStr, data: &[u8], options: &CopyOptions<'_>) -> Result<()> {
-        let now = Meta {
-            kind: Kind::File,
-            ..self.view().root().meta().context("stat", "/")?
-        };
+        let now = Meta { kind: Kind::File, ..self.view().root().meta().context("stat", "/")? };
         let Some((dir, name)) = self.target(&now, Some(name), options)? else {
             return Ok(());
         };
         let name = name.ok_or_else(|| TreeError::unfit(options.destination, "is a directory"))?;
-        let mode = options
-            .mode
-            .as_ref()
-            .map_or(0o644, |m| m.apply(0o644, false));
-        self.write_file(
-            &dir,
-            &name,
-            data,
-            mode,
-            options.owner.unwrap_or_default(),
-            options.mtime,
-        )
+        let mode = options.mode.as_ref().map_or(0o644, |m| m.apply(0o644, false));
+        self.write_file(&dir, &name, data, mode, options.owner.unwrap_or_default(), options.mtime)
     }
 
     /// Makes what is needed above the destination. For a directory the answer is the directory that takes its content.
@@ -205,30 +158,22 @@ impl DiffWriter {
     ) -> Result<Option<(WriteDir, Option<OsString>)>> {
         let new = ModeChange::new_dirs(options.mode.as_ref(), options.owner, options.mtime);
         let destination = options.destination.as_os_str().as_bytes();
-        let cut = destination
-            .iter()
-            .rposition(|b| *b == b'/')
-            .map_or(0, |at| at + 1);
+        let cut = destination.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
         let (above, last) = destination.split_at(cut);
         let into = last.is_empty() || last == b".";
-        self.ensure_path(
-            Path::new(OsStr::from_bytes(if into { destination } else { above })),
-            new,
-        )?;
+        self.ensure_path(Path::new(OsStr::from_bytes(if into { destination } else { above })), new)?;
         let resolved = self.view().resolve(options.destination, true)?;
         let mut components = resolved.components;
         if source.is_dir() {
             return match resolved.node {
-                Some(node) if !node.meta.is_dir() => Err(TreeError::unfit(
-                    Path::new("/").join(node.path),
-                    "cannot copy to non-directory",
-                )),
+                Some(node) if !node.meta.is_dir() => {
+                    Err(TreeError::unfit(Path::new("/").join(node.path), "cannot copy to non-directory"))
+                }
                 _ => Ok(Some((self.ensure(&components, new)?, None))),
             };
         }
         if resolved.node.is_some_and(|n| n.meta.is_dir()) {
-            let name =
-                name.ok_or_else(|| TreeError::unfit(options.destination, "is a directory"))?;
+            let name = name.ok_or_else(|| TreeError::unfit(options.destination, "is a directory"))?;
             components.push(name.to_os_string());
         }
         let Some(name) = components.pop() else {
@@ -241,10 +186,7 @@ impl DiffWriter {
     pub(crate) fn ensure_path(&self, path: &Path, new: NewDirs) -> Result<WriteDir> {
         let resolved = self.view().resolve(path, true)?;
         if let Some(node) = resolved.node.filter(|n| !n.meta.is_dir()) {
-            return Err(TreeError::unfit(
-                Path::new("/").join(node.path),
-                "not a directory",
-            ));
+            return Err(TreeError::unfit(Path::new("/").join(node.path), "not a directory"));
         }
         self.ensure(&resolved.components, new)
     }
@@ -330,8 +272,7 @@ impl<'a> Copier<'a> {
             let name = name.ok_or_else(|| TreeError::unfit(&node.path, "is a directory"))?;
             return self.place(node, &dir, &name, false);
         }
-        self.writer
-            .set_time_later(&dir.path, self.mtime(&node.meta));
+        self.writer.set_time_later(&dir.path, self.mtime(&node.meta));
         let source = self.view.open_dir(node)?;
         let target = Target {
             above: None,
@@ -341,10 +282,7 @@ impl<'a> Copier<'a> {
             incidental: false,
             made: Mutex::new(Some((dir, false))),
         };
-        let included = self
-            .include
-            .as_ref()
-            .is_none_or(|i| i.says(Path::new("")) == Said::Yes);
+        let included = self.include.as_ref().is_none_or(|i| i.says(Path::new("")) == Said::Yes);
         if included {
             self.found.store(true, Ordering::Relaxed);
         }
@@ -384,21 +322,8 @@ impl<'a> Copier<'a> {
     }
 
     fn enter<'s>(&'s self, scope: &Scope<'s>, waiting: Waiting) -> Result<()> {
-        let Waiting {
-            parent,
-            entry,
-            meta,
-            path,
-            below,
-            said,
-            wanted,
-            incidental,
-        } = waiting;
-        let Some(source) = parent
-            .dir
-            .child_from(&entry.name, entry.part)
-            .context("open", &path)?
-        else {
+        let Waiting { parent, entry, meta, path, below, said, wanted, incidental } = waiting;
+        let Some(source) = parent.dir.child_from(&entry.name, entry.part).context("open", &path)? else {
             return Ok(());
         };
         let target = Arc::new(Target {
@@ -414,17 +339,7 @@ impl<'a> Copier<'a> {
             self.open(&target)?;
         }
         let included = said == Said::Yes;
-        self.directory(
-            scope,
-            Job {
-                dir: source,
-                path,
-                below,
-                included,
-                depth: parent.depth + 1,
-                target,
-            },
-        )
+        self.directory(scope, Job { dir: source, path, below, included, depth: parent.depth + 1, target })
     }
 
     fn directory<'s>(&'s self, scope: &Scope<'s>, job: Job) -> Result<()> {
@@ -468,10 +383,7 @@ impl<'a> Copier<'a> {
         };
         let meta = self.view.shown(meta);
         let visible = self.view.visibility(&path, meta.is_dir());
-        let wanted = self
-            .options
-            .excludes
-            .map_or(Visibility::Visible, |e| e(&below, meta.is_dir()));
+        let wanted = self.options.excludes.map_or(Visibility::Visible, |e| e(&below, meta.is_dir()));
         if visible == Visibility::Hidden || wanted == Visibility::Hidden {
             return Ok(());
         }
@@ -484,28 +396,12 @@ impl<'a> Copier<'a> {
             }
             self.found.store(true, Ordering::Relaxed);
             let (dir, made) = self.open(&job.target)?;
-            let place = Place::Name {
-                parent: job.dir.clone(),
-                part: entry.part,
-                name: entry.name.clone(),
-            };
+            let place = Place::Name { parent: job.dir.clone(), part: entry.part, name: entry.name.clone() };
             return self.place(&Node { path, meta, place }, &dir, &entry.name, made);
         }
         let incidental = wanted != Visibility::Visible || said != Said::Yes;
         let wanted = !incidental && visible == Visibility::Visible;
-        self.start(
-            scope,
-            Waiting {
-                parent: Arc::clone(job),
-                entry,
-                meta,
-                path,
-                below,
-                said,
-                wanted,
-                incidental,
-            },
-        );
+        self.start(scope, Waiting { parent: Arc::clone(job), entry, meta, path, below, said, wanted, incidental });
         Ok(())
     }
 
@@ -519,18 +415,12 @@ impl<'a> Copier<'a> {
             return Err(TreeError::unfit("/", "has no directory"));
         };
         let (above, _) = self.open(above)?;
-        let new = NewDirs {
-            mode: 0o700,
-            owner: Ids::default(),
-            mtime: None,
-        };
+        let new = NewDirs { mode: 0o700, owner: Ids::default(), mtime: None };
         let (dir, new) = self.writer.enter(&above, &target.name, Some(new))?;
         let mode = self.mode(&target.meta);
         if new || !target.incidental {
-            set_file(dir.fd.as_fd(), mode, self.owner(&target.meta), None)
-                .context("set attributes of", &dir.path)?;
-            self.writer
-                .set_time_later(&dir.path, self.mtime(&target.meta));
+            set_file(dir.fd.as_fd(), mode, self.owner(&target.meta), None).context("set attributes of", &dir.path)?;
+            self.writer.set_time_later(&dir.path, self.mtime(&target.meta));
             if let Some(fd) = target.source.top().filter(|_| self.view.immutable()) {
                 let xattrs = kept_xattrs(fd).context("read attributes of", &dir.path)?;
                 set_xattrs(dir.fd.as_fd(), &xattrs).context("set attributes of", &dir.path)?;
@@ -545,10 +435,7 @@ impl<'a> Copier<'a> {
     fn owner(&self, meta: &Meta) -> Ids {
         match self.options.owner {
             Some(owner) => owner,
-            None if self.options.keep_owner => Ids {
-                uid: meta.uid,
-                gid: meta.gid,
-            },
+            None if self.options.keep_owner => Ids { uid: meta.uid, gid: meta.gid },
             None => Ids::default(),
         }
     }
@@ -562,10 +449,7 @@ impl<'a> Copier<'a> {
     }
 
     fn mode(&self, meta: &Meta) -> u32 {
-        self.options
-            .mode
-            .as_ref()
-            .map_or(meta.mode, |m| m.apply(meta.mode, meta.is_dir()))
+        self.options.mode.as_ref().map_or(meta.mode, |m| m.apply(meta.mode, meta.is_dir()))
     }
 
     /// Copies something that is no directory. `free` says that the name is known to be unused.
@@ -583,12 +467,7 @@ impl<'a> Copier<'a> {
         let id = (part, meta.dev, meta.ino);
         if self.may_share(meta, owner, mtime) {
             let to = (dir.fd.as_fd(), name);
-            if self
-                .writer
-                .links
-                .share(self.copy, id, (parent.fd(part), from), to)
-                .context("link", &path)?
-            {
+            if self.writer.links.share(self.copy, id, (parent.fd(part), from), to).context("link", &path)? {
                 return Ok(());
             }
         }
@@ -596,8 +475,7 @@ impl<'a> Copier<'a> {
             let slot = self.groups.slot(id);
             let mut first = lock(&slot);
             if let Some(first) = &*first
-                && link_within(self.writer.diff_root(), first, (dir.fd.as_fd(), name))
-                    .context("link", &path)?
+                && link_within(self.writer.diff_root(), first, (dir.fd.as_fd(), name)).context("link", &path)?
             {
                 return Ok(());
             }
@@ -608,27 +486,14 @@ impl<'a> Copier<'a> {
         match meta.kind {
             Kind::File => self.copy_file(parent, part, from, node, dir, name),
             Kind::Symlink => {
-                let target = parent
-                    .readlink(part, from)
-                    .context("read link", &node.path)?;
+                let target = parent.readlink(part, from).context("read link", &node.path)?;
                 rustix::fs::symlinkat(&target, &dir.fd, name).context("make link", &path)?;
                 set_node_owner(dir.fd.as_fd(), name, owner).context("set owner of", &path)?;
                 set_node_time(dir.fd.as_fd(), name, Some(mtime)).context("set times of", &path)
             }
-            _ if meta.is_whiteout() => Err(TreeError::unfit(
-                &node.path,
-                "a device with number 0:0 cannot be copied",
-            )),
-            kind => make_node(
-                dir.fd.as_fd(),
-                name,
-                kind,
-                meta.rdev,
-                self.mode(meta),
-                owner,
-                Some(mtime),
-            )
-            .context("make", &path),
+            _ if meta.is_whiteout() => Err(TreeError::unfit(&node.path, "a device with number 0:0 cannot be copied")),
+            kind => make_node(dir.fd.as_fd(), name, kind, meta.rdev, self.mode(meta), owner, Some(mtime))
+                .context("make", &path),
         }
     }
 
@@ -637,11 +502,7 @@ impl<'a> Copier<'a> {
         self.view.immutable()
             && matches!(meta.kind, Kind::File | Kind::Symlink)
             && self.options.owner.is_none()
-            && owner
-                == (Ids {
-                    uid: meta.uid,
-                    gid: meta.gid,
-                })
+            && owner == (Ids { uid: meta.uid, gid: meta.gid })
             && mtime == meta.mtime
             && (meta.kind == Kind::Symlink || self.mode(meta) == meta.mode)
     }
@@ -658,22 +519,13 @@ impl<'a> Copier<'a> {
         let path = dir.path.join(name);
         let (source, now) = open_regular(parent.fd(part), from, &node.path)?;
         let file = create(dir.fd.as_fd(), name).context("create", &path)?;
-        self.mover
-            .copy(source.as_fd(), file.as_fd(), now.size, now.blocks)
-            .context("copy to", &path)?;
+        self.mover.copy(source.as_fd(), file.as_fd(), now.size, now.blocks).context("copy to", &path)?;
         let mtime = self.mtime(&node.meta);
-        set_file(
-            file.as_fd(),
-            self.mode(&node.meta),
-            self.owner(&node.meta),
-            Some(mtime),
-        )
-        .context("set attributes of", &path)?;
+        set_file(file.as_fd(), self.mode(&node.meta), self.owner(&node.meta), Some(mtime))
+            .context("set attributes of", &path)?;
         if self.view.immutable() {
-            let mut xattrs =
-                kept_xattrs(source.as_fd()).context("read attributes of", &node.path)?;
-            xattrs
-                .retain(|(name, _)| self.options.owner.is_none() || name != "security.capability");
+            let mut xattrs = kept_xattrs(source.as_fd()).context("read attributes of", &node.path)?;
+            xattrs.retain(|(name, _)| self.options.owner.is_none() || name != "security.capability");
             if !xattrs.is_empty() {
                 set_xattrs(file.as_fd(), &xattrs).context("set attributes of", &path)?;
                 rustix::fs::futimens(&file, &mtime.timestamps()).context("set times of", &path)?;
@@ -686,12 +538,7 @@ impl<'a> Copier<'a> {
 /// Copies the whole of a view into a directory of the user, as `type=local` does.
 ///
 /// What is there stays unless the view has the same name. Files get `owner`; times later than `clamp` become `clamp`.
-pub fn export_to_directory(
-    view: &View,
-    directory: &Path,
-    owner: Option<Ids>,
-    clamp: Option<Time>,
-) -> Result<()> {
+pub fn export_to_directory(view: &View, directory: &Path, owner: Option<Ids>, clamp: Option<Time>) -> Result<()> {
     let never = |_: &str, _: &str| false;
     let options = CopyOptions {
         destination: Path::new("/"),
@@ -708,12 +555,7 @@ pub fn export_to_directory(
         limits: Limits::default(),
     };
     let writer = DiffWriter::onto(directory)?;
-    let source = CopySource::Path {
-        view,
-        path: Path::new("/"),
-        wildcard: false,
-        required: false,
-    };
+    let source = CopySource::Path { view, path: Path::new("/"), wildcard: false, required: false };
     writer.copy(&[source], &options)?;
     writer.finish()
 }

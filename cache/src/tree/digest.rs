@@ -36,18 +36,10 @@ pub type TreeDigest = [u8; 32];
 
 impl View {
     /// Digest of a path with everything below it, its own attributes included. A last link is followed if `follow`.
-    pub fn digest(
-        &self,
-        path: impl AsRef<Path>,
-        follow: bool,
-        files: &dyn FileDigests,
-    ) -> Result<TreeDigest> {
+    pub fn digest(&self, path: impl AsRef<Path>, follow: bool, files: &dyn FileDigests) -> Result<TreeDigest> {
         let node = self.require(path, follow)?;
         let record = Hashing::new(self, files, None, None).node(&node)?;
-        let record = record.unwrap_or(Record {
-            meta: node.meta,
-            value: [0; 32],
-        });
+        let record = record.unwrap_or(Record { meta: node.meta, value: [0; 32] });
         Ok(finish(&record))
     }
 }
@@ -70,15 +62,8 @@ pub fn selection_digest(
                 field(&mut hasher, name.as_bytes());
                 field(&mut hasher, data);
             }
-            CopySource::Path {
-                view,
-                path,
-                wildcard,
-                required,
-            } if options.parents => {
-                let text = path
-                    .to_str()
-                    .ok_or_else(|| TreeError::unfit(path, "not valid UTF-8"))?;
+            CopySource::Path { view, path, wildcard, required } if options.parents => {
+                let text = path.to_str().ok_or_else(|| TreeError::unfit(path, "not valid UTF-8"))?;
                 let (pivot, pattern) = text.split_once("/./").unwrap_or(("/", text));
                 let node = view.require(pivot, true)?;
                 let include = Include::new(pattern, options.glob, options.wildcard);
@@ -89,17 +74,9 @@ pub fn selection_digest(
                 }
                 add(&mut hasher, None, &node, record);
             }
-            CopySource::Path {
-                view,
-                path,
-                wildcard,
-                required,
-            } => {
-                let paths = if wildcard {
-                    expand(view, path, options.wildcard, true)?
-                } else {
-                    vec![path.to_path_buf()]
-                };
+            CopySource::Path { view, path, wildcard, required } => {
+                let paths =
+                    if wildcard { expand(view, path, options.wildcard, true)? } else { vec![path.to_path_buf()] };
                 for found in paths {
                     let Some(node) = view.lookup(&found, true)? else {
                         if required || wildcard {
@@ -126,14 +103,7 @@ fn add(hasher: &mut blake3::Hasher, name: Option<&OsStr>, node: &Node, record: O
     } else {
         field(hasher, b"file");
         field(hasher, name.map_or(&b""[..], |n| n.as_bytes()));
-        field(
-            hasher,
-            &Record {
-                meta: node.meta,
-                value,
-            }
-            .encode(),
-        );
+        field(hasher, &Record { meta: node.meta, value }.encode());
     }
 }
 
@@ -221,15 +191,10 @@ impl<'a> Hashing<'a> {
             let Some((parent, part, name)) = named(node) else {
                 return Ok(None);
             };
-            return self
-                .leaf(parent, part, name, &node.meta, &node.path)
-                .map(Some);
+            return self.leaf(parent, part, name, &node.meta, &node.path).map(Some);
         }
         let dir = self.view.open_dir(node)?;
-        let included = self
-            .include
-            .as_ref()
-            .is_none_or(|i| i.says(Path::new("")) == Said::Yes);
+        let included = self.include.as_ref().is_none_or(|i| i.says(Path::new("")) == Said::Yes);
         if included {
             self.found.store(true, Ordering::Relaxed);
         }
@@ -291,21 +256,11 @@ impl<'a> Hashing<'a> {
     }
 
     /// The record of an entry; none for what is left out and for directories, whose tasks bring theirs later.
-    fn entry<'s>(
-        &'s self,
-        scope: &Scope<'s>,
-        dir: &Dir,
-        job: &Arc<Job>,
-        at: usize,
-    ) -> Result<Option<Record>> {
+    fn entry<'s>(&'s self, scope: &Scope<'s>, dir: &Dir, job: &Arc<Job>, at: usize) -> Result<Option<Record>> {
         let entry = &job.names[at];
         let path = job.path.join(&entry.name);
         let plain = self.include.is_none() && self.excludes.is_none();
-        let below = if plain {
-            PathBuf::new()
-        } else {
-            job.below.join(&entry.name)
-        };
+        let below = if plain { PathBuf::new() } else { job.below.join(&entry.name) };
         let said = match &self.include {
             Some(include) if !job.included => include.says(&below),
             _ => Said::Yes,
@@ -318,9 +273,7 @@ impl<'a> Hashing<'a> {
         };
         let meta = self.view.shown(meta);
         let visible = self.view.visibility(&path, meta.is_dir());
-        let wanted = self
-            .excludes
-            .map_or(Visibility::Visible, |e| e(&below, meta.is_dir()));
+        let wanted = self.excludes.map_or(Visibility::Visible, |e| e(&below, meta.is_dir()));
         if visible == Visibility::Hidden || wanted == Visibility::Hidden {
             return Ok(None);
         }
@@ -338,19 +291,8 @@ impl<'a> Hashing<'a> {
                 if self.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                if let Err(failure) = self.enter(
-                    scope,
-                    &dir,
-                    parent,
-                    at,
-                    Below {
-                        meta,
-                        incidental,
-                        path,
-                        below,
-                        said,
-                    },
-                ) {
+                if let Err(failure) = self.enter(scope, &dir, parent, at, Below { meta, incidental, path, below, said })
+                {
                     self.fail(failure);
                 }
             });
@@ -360,23 +302,12 @@ impl<'a> Hashing<'a> {
             return Ok(None);
         }
         self.found.store(true, Ordering::Relaxed);
-        self.leaf(dir, entry.part, &entry.name, &meta, &path)
-            .map(Some)
+        self.leaf(dir, entry.part, &entry.name, &meta, &path).map(Some)
     }
 
-    fn enter<'s>(
-        &'s self,
-        scope: &Scope<'s>,
-        dir: &Dir,
-        parent: Arc<Job>,
-        at: usize,
-        below: Below,
-    ) -> Result<()> {
+    fn enter<'s>(&'s self, scope: &Scope<'s>, dir: &Dir, parent: Arc<Job>, at: usize, below: Below) -> Result<()> {
         let entry = &parent.names[at];
-        let Some(child) = dir
-            .child_from(&entry.name, entry.part)
-            .context("open", &below.path)?
-        else {
+        let Some(child) = dir.child_from(&entry.name, entry.part).context("open", &below.path)? else {
             self.done(parent);
             return Ok(());
         };
@@ -400,10 +331,7 @@ impl<'a> Hashing<'a> {
     fn done(&self, job: Arc<Job>) {
         let mut next = Some(job);
         while let Some(job) = next.and_then(Arc::into_inner) {
-            let records = job
-                .records
-                .into_inner()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let records = job.records.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
             let mut hasher = blake3::Hasher::new();
             hasher.update(b"xbuild dir 1");
             let mut room = Vec::with_capacity(64 * 1024);
@@ -412,9 +340,7 @@ impl<'a> Hashing<'a> {
                 let Some(record) = record else { continue };
                 any = true;
                 let name = entry.name.as_bytes();
-                room.extend_from_slice(
-                    &u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes(),
-                );
+                room.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
                 room.extend_from_slice(name);
                 room.extend_from_slice(&record.encode());
                 if room.len() > 60 * 1024 {
@@ -423,10 +349,8 @@ impl<'a> Hashing<'a> {
                 }
             }
             hasher.update(&room);
-            let record = (any || !job.incidental).then(|| Record {
-                meta: job.meta,
-                value: *hasher.finalize().as_bytes(),
-            });
+            let record =
+                (any || !job.incidental).then(|| Record { meta: job.meta, value: *hasher.finalize().as_bytes() });
             next = match job.parent {
                 Some((parent, at)) => {
                     lock(&parent.records)[at] = record;
@@ -440,14 +364,7 @@ impl<'a> Hashing<'a> {
         }
     }
 
-    fn leaf(
-        &self,
-        dir: &Dir,
-        part: usize,
-        name: &OsStr,
-        meta: &Meta,
-        path: &Path,
-    ) -> Result<Record> {
+    fn leaf(&self, dir: &Dir, part: usize, name: &OsStr, meta: &Meta, path: &Path) -> Result<Record> {
         let mut value = [0; 32];
         match meta.kind {
             Kind::File => value = self.file(dir, part, name, meta, path)?,
@@ -460,14 +377,7 @@ impl<'a> Hashing<'a> {
         Ok(Record { meta: *meta, value })
     }
 
-    fn file(
-        &self,
-        dir: &Dir,
-        part: usize,
-        name: &OsStr,
-        meta: &Meta,
-        path: &Path,
-    ) -> Result<[u8; 32]> {
+    fn file(&self, dir: &Dir, part: usize, name: &OsStr, meta: &Meta, path: &Path) -> Result<[u8; 32]> {
         let immutable = self.view.immutable();
         let key = StatKey::of(meta, immutable);
         if let Some(known) = self.files.get(&key) {
@@ -490,8 +400,7 @@ impl<'a> Hashing<'a> {
         })?;
         let mut value = *hasher.finalize().as_bytes();
         if immutable
-            && let Some(capability) =
-                xattr(file.as_fd(), "security.capability").context("read attributes of", path)?
+            && let Some(capability) = xattr(file.as_fd(), "security.capability").context("read attributes of", path)?
         {
             let mut with = blake3::Hasher::new();
             with.update(b"xbuild capability 1");

@@ -38,16 +38,10 @@ impl Marks {
     }
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Opens a directory beside `parent`, never through a link.
-pub(crate) fn open_dir(
-    parent: BorrowedFd<'_>,
-    name: impl rustix::path::Arg,
-) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_dir(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())
 }
 
@@ -58,13 +52,8 @@ pub(crate) fn open_root(path: &Path) -> Result<OwnedFd> {
 }
 
 /// Opens a regular file for reading; anything else that took its place is refused without waiting for it.
-pub(crate) fn open_regular(
-    parent: BorrowedFd<'_>,
-    name: &OsStr,
-    path: &Path,
-) -> Result<(OwnedFd, Meta)> {
-    let flags =
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+pub(crate) fn open_regular(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(OwnedFd, Meta)> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(parent, name, flags, Mode::empty()).context("open", path)?;
     let meta = Meta::of(&rustix::fs::fstat(&file).context("stat", path)?);
     if !meta.is_file() {
@@ -119,10 +108,7 @@ pub(crate) struct Entry {
 
 impl Dir {
     pub(crate) fn new(parts: Vec<Part>, marks: Marks) -> Dir {
-        Dir {
-            parts: Arc::new(parts),
-            marks,
-        }
+        Dir { parts: Arc::new(parts), marks }
     }
 
     pub(crate) fn parts(&self) -> &[Part] {
@@ -177,20 +163,11 @@ impl Dir {
     }
 
     /// The merged sub-directory, and whether it hides what trees below this one hold at its path.
-    pub(crate) fn child_cut(
-        &self,
-        name: &OsStr,
-        first: usize,
-    ) -> rustix::io::Result<Option<(Dir, bool)>> {
+    pub(crate) fn child_cut(&self, name: &OsStr, first: usize) -> rustix::io::Result<Option<(Dir, bool)>> {
         self.gather(name, first, true)
     }
 
-    fn gather(
-        &self,
-        name: &OsStr,
-        first: usize,
-        ask_last: bool,
-    ) -> rustix::io::Result<Option<(Dir, bool)>> {
+    fn gather(&self, name: &OsStr, first: usize, ask_last: bool) -> rustix::io::Result<Option<(Dir, bool)>> {
         let mut parts = Vec::with_capacity(1);
         let mut cut = false;
         let last = self.parts.len().saturating_sub(1);
@@ -198,10 +175,7 @@ impl Dir {
             match open_dir(part.fd.as_fd(), name) {
                 Ok(fd) => {
                     cut = (at < last || ask_last) && self.is_opaque(fd.as_fd())?;
-                    parts.push(Part {
-                        layer: part.layer,
-                        fd,
-                    });
+                    parts.push(Part { layer: part.layer, fd });
                 }
                 Err(Errno::NOENT) => {}
                 Err(Errno::NOTDIR | Errno::LOOP) => cut = true,
@@ -233,12 +207,7 @@ impl Dir {
         let mut entries = Vec::new();
         if let [only] = self.parts.as_slice() {
             list(only.fd.as_fd(), |name, kind| {
-                entries.push(Entry {
-                    name: name.to_os_string(),
-                    part: 0,
-                    kind,
-                    whiteout: false,
-                });
+                entries.push(Entry { name: name.to_os_string(), part: 0, kind, whiteout: false });
             })?;
             entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
         } else {
@@ -250,19 +219,11 @@ impl Dir {
                     }
                 })?;
             }
-            let named = |(name, (part, kind))| Entry {
-                name,
-                part,
-                kind,
-                whiteout: false,
-            };
+            let named = |(name, (part, kind))| Entry { name, part, kind, whiteout: false };
             entries.extend(merged.into_iter().map(named));
         }
         if self.marks != Marks::Plain {
-            for entry in entries
-                .iter_mut()
-                .filter(|e| matches!(e.kind, Some(Kind::Char) | None))
-            {
+            for entry in entries.iter_mut().filter(|e| matches!(e.kind, Some(Kind::Char) | None)) {
                 entry.whiteout = self.stat_entry(entry)?.is_some_and(|m| m.is_whiteout());
             }
         }
@@ -286,10 +247,7 @@ impl Dir {
 }
 
 /// Calls `each` for every name of a directory except `.` and `..`, in the file system's order.
-pub(crate) fn list(
-    dir: BorrowedFd<'_>,
-    mut each: impl FnMut(&OsStr, Option<Kind>),
-) -> rustix::io::Result<()> {
+pub(crate) fn list(dir: BorrowedFd<'_>, mut each: impl FnMut(&OsStr, Option<Kind>)) -> rustix::io::Result<()> {
     // A second open file description, since the position of the first is shared.
     let own = rustix::fs::openat(dir, c".", DIRECTORY, Mode::empty())?;
     let mut room = [MaybeUninit::uninit(); 32 * 1024];
@@ -325,6 +283,4 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Res
     }
 }
 
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_SYMLINKS);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_SYMLINKS);

@@ -67,24 +67,16 @@ pub type Result<T, E = TreeError> = std::result::Result<T, E>;
 
 impl TreeError {
     pub(crate) fn unfit(path: impl AsRef<Path>, problem: &'static str) -> TreeError {
-        TreeError::Unfit {
-            path: path.as_ref().to_path_buf(),
-            problem,
-        }
+        TreeError::Unfit { path: path.as_ref().to_path_buf(), problem }
     }
 
     pub(crate) fn not_found(path: impl AsRef<Path>) -> TreeError {
-        TreeError::NotFound {
-            path: Path::new("/").join(path),
-        }
+        TreeError::NotFound { path: Path::new("/").join(path) }
     }
 
     pub(crate) fn entry(name: &[u8], problem: impl Into<String>) -> TreeError {
         let shown: String = String::from_utf8_lossy(name).chars().take(200).collect();
-        TreeError::Entry {
-            entry: shown,
-            problem: problem.into(),
-        }
+        TreeError::Entry { entry: shown, problem: problem.into() }
     }
 }
 
@@ -96,10 +88,6 @@ pub(crate) trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     fn context(self, action: &'static str, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|e| TreeError::Io {
-            action,
-            path: path.as_ref().to_path_buf(),
-            source: e.into(),
-        })
+        self.map_err(|e| TreeError::Io { action, path: path.as_ref().to_path_buf(), source: e.into() })
     }
 }

@@ -39,18 +39,8 @@ pub struct StatKey {
 impl StatKey {
     /// The key of a file; `immutable` if it belongs to a tree of the store.
     pub fn of(meta: &Meta, immutable: bool) -> StatKey {
-        let ctime = if immutable {
-            Time::default()
-        } else {
-            meta.ctime
-        };
-        StatKey {
-            dev: meta.dev,
-            ino: meta.ino,
-            size: meta.size,
-            mtime: meta.mtime,
-            ctime,
-        }
+        let ctime = if immutable { Time::default() } else { meta.ctime };
+        StatKey { dev: meta.dev, ino: meta.ino, size: meta.size, mtime: meta.mtime, ctime }
     }
 }
 
@@ -137,8 +127,7 @@ impl StatIndex {
                 self.buckets.push(u32::try_from(at).unwrap_or(u32::MAX));
             }
         }
-        self.buckets
-            .resize(buckets + 1, u32::try_from(self.count).unwrap_or(u32::MAX));
+        self.buckets.resize(buckets + 1, u32::try_from(self.count).unwrap_or(u32::MAX));
     }
 
     fn entry(&self, at: usize) -> &[u8] {
@@ -190,18 +179,13 @@ impl StatIndex {
 
     fn write(&self, generation: u32, entries: &[(u64, Vec<u8>)]) -> Result<()> {
         let (temporary, file) = scratch(&self.path)?;
-        let mut out = Summed {
-            out: BufWriter::new(file),
-            hasher: blake3::Hasher::new(),
-        };
+        let mut out = Summed { out: BufWriter::new(file), hasher: blake3::Hasher::new() };
         let written = (|| {
             out.write_all(&MAGIC)?;
             out.write_all(&(entries.len() as u64).to_le_bytes())?;
             out.write_all(&generation.to_le_bytes())?;
             out.write_all(&[0; 4])?;
-            entries
-                .iter()
-                .try_for_each(|(_, entry)| out.write_all(entry))?;
+            entries.iter().try_for_each(|(_, entry)| out.write_all(entry))?;
             let sum = out.hasher.finalize();
             out.out.write_all(sum.as_bytes())?;
             out.out.flush()?;
@@ -270,11 +254,7 @@ fn clock(path: &Path) -> Result<Time> {
 fn scratch(path: &Path) -> Result<(PathBuf, fs::File)> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.as_os_str().to_os_string();
-    name.push(format!(
-        ".{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    ));
+    name.push(format!(".{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     let temporary = PathBuf::from(name);
     let _ = fs::remove_file(&temporary);
     let file = fs::File::create_new(&temporary).context("create", path)?;
@@ -308,9 +288,7 @@ fn nanos(time: Time) -> i128 {
 
 /// A mix whose high bits are evenly spread (splitmix64).
 fn hash(dev: u64, ino: u64) -> u64 {
-    let mut x = ino
-        .wrapping_add(dev.rotate_left(32))
-        .wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut x = ino.wrapping_add(dev.rotate_left(32)).wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
@@ -321,19 +299,11 @@ fn shard(hash: u64) -> usize {
 }
 
 fn read_u64(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .take(8)
-        .rev()
-        .fold(0, |v, b| v << 8 | u64::from(*b))
+    bytes.iter().take(8).rev().fold(0, |v, b| v << 8 | u64::from(*b))
 }
 
 fn read_u32(bytes: &[u8]) -> u32 {
-    bytes
-        .iter()
-        .take(4)
-        .rev()
-        .fold(0, |v, b| v << 8 | u32::from(*b))
+    bytes.iter().take(4).rev().fold(0, |v, b| v << 8 | u32::from(*b))
 }
 
 #[cfg(test)]
@@ -341,16 +311,7 @@ mod tests {
     use super::*;
 
     fn key(ino: u64) -> StatKey {
-        StatKey {
-            dev: 1,
-            ino,
-            size: ino * 3,
-            mtime: Time::from_seconds(5),
-            ctime: Time {
-                seconds: 6,
-                nanos: 7,
-            },
-        }
+        StatKey { dev: 1, ino, size: ino * 3, mtime: Time::from_seconds(5), ctime: Time { seconds: 6, nanos: 7 } }
     }
 
     #[test]
@@ -364,24 +325,9 @@ mod tests {
         assert!(index.save().expect("save"));
         let index = StatIndex::open(&path).expect("open");
         for ino in 0..5000 {
-            assert_eq!(
-                index.get(&key(ino)),
-                Some([u8::try_from(ino % 251).unwrap_or(0); 32])
-            );
-            assert_eq!(
-                index.get(&StatKey {
-                    size: 1,
-                    ..key(ino)
-                }),
-                None
-            );
-            assert_eq!(
-                index.get(&StatKey {
-                    ctime: Time::from_seconds(6),
-                    ..key(ino)
-                }),
-                None
-            );
+            assert_eq!(index.get(&key(ino)), Some([u8::try_from(ino % 251).unwrap_or(0); 32]));
+            assert_eq!(index.get(&StatKey { size: 1, ..key(ino) }), None);
+            assert_eq!(index.get(&StatKey { ctime: Time::from_seconds(6), ..key(ino) }), None);
         }
         assert_eq!(index.get(&key(5000)), None);
         assert!(!index.save().expect("save"), "nothing new, nothing written");
@@ -393,23 +339,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("index");
         let index = StatIndex::open(&path).expect("open");
-        let racy = StatKey {
-            ctime: index.opened,
-            ..key(1)
-        };
+        let racy = StatKey { ctime: index.opened, ..key(1) };
         index.put(&racy, [1; 32]);
         index.put(&key(2), [2; 32]);
-        assert_eq!(
-            index.get(&racy),
-            Some([1; 32]),
-            "within one build it is as good as any"
-        );
+        assert_eq!(index.get(&racy), Some([1; 32]), "within one build it is as good as any");
         index.save().expect("save");
         let index = StatIndex::open(&path).expect("open");
-        assert_eq!(
-            (index.get(&racy), index.get(&key(2))),
-            (None, Some([2; 32]))
-        );
+        assert_eq!((index.get(&racy), index.get(&key(2))), (None, Some([2; 32])));
         let mut bytes = fs::read(&path).expect("read");
         bytes[HEADER + 60] ^= 1;
         fs::write(&path, bytes).expect("write");
@@ -431,9 +367,6 @@ mod tests {
             index.save().expect("save");
         }
         let index = StatIndex::open(&path).expect("open");
-        assert_eq!(
-            (index.get(&key(0)), index.get(&key(1))),
-            (Some([0; 32]), None)
-        );
+        assert_eq!((index.get(&key(0)), index.get(&key(1))), (Some([0; 32]), None));
     }
 }

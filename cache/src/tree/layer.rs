@@ -35,31 +35,16 @@ pub fn write_layer<P: AsRef<Path>>(
 ) -> Result<()> {
     let mut parts = Vec::with_capacity(dirs.len());
     for (layer, dir) in dirs.iter().enumerate() {
-        parts.push(Part {
-            layer,
-            fd: open_root(dir.as_ref())?,
-        });
+        parts.push(Part { layer, fd: open_root(dir.as_ref())? });
     }
-    TarWriter {
-        out,
-        options,
-        flat: false,
-        links: HashMap::new(),
-    }
-    .run(Dir::new(parts, marks))
+    TarWriter { out, options, flat: false, links: HashMap::new() }.run(Dir::new(parts, marks))
 }
 
 /// Writes everything that a view shows, as `type=tar` does.
 pub fn write_root(view: &View, clamp: Option<i64>, out: &mut impl Write) -> Result<()> {
     let options = TarOptions { clamp, base: None };
     let root = view.root().clone();
-    TarWriter {
-        out,
-        options,
-        flat: true,
-        links: HashMap::new(),
-    }
-    .run(root)
+    TarWriter { out, options, flat: true, links: HashMap::new() }.run(root)
 }
 
 struct TarWriter<'a, W> {
@@ -96,10 +81,7 @@ impl<W: Write> TarWriter<'_, W> {
             let dir = level.dir.clone();
             if let Some((below, cut)) = self.entry(&dir, &entry, &mut path)? {
                 if levels.len() > MAX_DEPTH {
-                    return Err(TreeError::unfit(
-                        OsStr::from_bytes(&path),
-                        "nested too deeply",
-                    ));
+                    return Err(TreeError::unfit(OsStr::from_bytes(&path), "nested too deeply"));
                 }
                 if cut && !self.flat {
                     self.opaque(&path)?;
@@ -111,36 +93,20 @@ impl<W: Write> TarWriter<'_, W> {
     }
 
     fn level(&self, dir: Dir, path: &[u8]) -> Result<Level> {
-        let entries = if self.flat {
-            dir.entries()
-        } else {
-            dir.entries_with_whiteouts()
-        };
+        let entries = if self.flat { dir.entries() } else { dir.entries_with_whiteouts() };
         let entries = entries.context("list", OsStr::from_bytes(path))?;
-        Ok(Level {
-            dir,
-            path: path.len(),
-            entries: entries.into_iter(),
-        })
+        Ok(Level { dir, path: path.len(), entries: entries.into_iter() })
     }
 
     /// Writes one entry. For a directory the answer is the directory and whether it hides what is below the layer.
-    fn entry(
-        &mut self,
-        dir: &Dir,
-        entry: &Entry,
-        path: &mut Vec<u8>,
-    ) -> Result<Option<(Dir, bool)>> {
+    fn entry(&mut self, dir: &Dir, entry: &Entry, path: &mut Vec<u8>) -> Result<Option<(Dir, bool)>> {
         let shown = OsString::from_vec(path.clone());
         if entry.whiteout {
             self.whiteout(entry, path)?;
             return Ok(None);
         }
         if !self.flat && entry.name.as_bytes().starts_with(b".wh.") {
-            return Err(TreeError::unfit(
-                shown,
-                "the name cannot be kept in a layer",
-            ));
+            return Err(TreeError::unfit(shown, "the name cannot be kept in a layer"));
         }
         let Some(meta) = dir.stat_entry(entry).context("stat", &shown)? else {
             return Err(TreeError::not_found(shown));
@@ -148,9 +114,7 @@ impl<W: Write> TarWriter<'_, W> {
         match meta.kind {
             Kind::Socket => Ok(None),
             Kind::Dir => {
-                let below = dir
-                    .child_cut(&entry.name, entry.part)
-                    .context("open", &shown)?;
+                let below = dir.child_cut(&entry.name, entry.part).context("open", &shown)?;
                 let Some((below, cut)) = below else {
                     return Err(TreeError::not_found(shown));
                 };
@@ -166,14 +130,7 @@ impl<W: Write> TarWriter<'_, W> {
         }
     }
 
-    fn file(
-        &mut self,
-        dir: &Dir,
-        entry: &Entry,
-        path: &[u8],
-        meta: &Meta,
-        shown: &OsStr,
-    ) -> Result<()> {
+    fn file(&mut self, dir: &Dir, entry: &Entry, path: &[u8], meta: &Meta, shown: &OsStr) -> Result<()> {
         if meta.nlink > 1 {
             let id = (dir.parts()[entry.part].layer, meta.dev, meta.ino);
             if let Some(first) = self.links.get(&id).cloned() {
@@ -189,9 +146,7 @@ impl<W: Write> TarWriter<'_, W> {
                 self.content(file.as_fd(), now.size, shown)
             }
             Kind::Symlink => {
-                let target = dir
-                    .readlink(entry.part, &entry.name)
-                    .context("read link", shown)?;
+                let target = dir.readlink(entry.part, &entry.name).context("read link", shown)?;
                 self.header(path, meta, b'2', 0, target.as_bytes(), &[])
             }
             kind => self.header(path, meta, flag(kind), 0, b"", &[]),
@@ -214,19 +169,8 @@ impl<W: Write> TarWriter<'_, W> {
         link: &[u8],
         xattrs: &[(OsString, Vec<u8>)],
     ) -> Result<()> {
-        let mtime = self
-            .options
-            .clamp
-            .map_or(meta.mtime.seconds, |latest| meta.mtime.seconds.min(latest));
-        let header = Header {
-            name,
-            meta,
-            flag,
-            size,
-            link,
-            mtime,
-            xattrs,
-        };
+        let mtime = self.options.clamp.map_or(meta.mtime.seconds, |latest| meta.mtime.seconds.min(latest));
+        let header = Header { name, meta, flag, size, link, mtime, xattrs };
         write_header(self.out, &header).map_err(TreeError::Output)
     }
 

@@ -30,11 +30,7 @@ pub(crate) struct Links {
 
 impl Links {
     pub(crate) fn new(possible: bool) -> Links {
-        Links {
-            possible: AtomicBool::new(possible),
-            copies: AtomicU32::new(0),
-            shared: Default::default(),
-        }
+        Links { possible: AtomicBool::new(possible), copies: AtomicU32::new(0), shared: Default::default() }
     }
 
     /// A number for the next copy.

@@ -76,14 +76,8 @@ impl Time {
     }
 
     pub(crate) fn timestamps(self) -> rustix::fs::Timestamps {
-        let at = rustix::fs::Timespec {
-            tv_sec: self.seconds,
-            tv_nsec: self.nanos.into(),
-        };
-        rustix::fs::Timestamps {
-            last_access: at,
-            last_modification: at,
-        }
+        let at = rustix::fs::Timespec { tv_sec: self.seconds, tv_nsec: self.nanos.into() };
+        rustix::fs::Timestamps { last_access: at, last_modification: at }
     }
 }
 
@@ -125,19 +119,9 @@ impl Meta {
             uid: stat.st_uid,
             gid: stat.st_gid,
             size: u64::try_from(stat.st_size).unwrap_or(0),
-            mtime: Time {
-                seconds: stat.st_mtime,
-                nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
-            },
-            ctime: Time {
-                seconds: stat.st_ctime,
-                nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
-            },
-            rdev: if matches!(kind, Kind::Char | Kind::Block) {
-                stat.st_rdev
-            } else {
-                0
-            },
+            mtime: Time { seconds: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) },
+            ctime: Time { seconds: stat.st_ctime, nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0) },
+            rdev: if matches!(kind, Kind::Char | Kind::Block) { stat.st_rdev } else { 0 },
             dev: stat.st_dev,
             ino: stat.st_ino,
             nlink: stat.st_nlink,

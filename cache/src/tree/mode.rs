@@ -21,36 +21,22 @@ pub struct Clause {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Permissions {
-    Letters {
-        rwx: u32,
-        conditional_x: bool,
-        set_id: bool,
-        sticky: bool,
-    },
+    Letters { rwx: u32, conditional_x: bool, set_id: bool, sticky: bool },
     CopyFrom(u32),
 }
 
 impl ModeChange {
     /// Reads `0755`, `u=rwX,go=rX`, `+x` and the like.
     pub fn parse(text: &str) -> Result<ModeChange> {
-        let bad = || TreeError::Mode {
-            mode: text.to_string(),
-        };
+        let bad = || TreeError::Mode { mode: text.to_string() };
         if text.is_empty() {
             return Err(bad());
         }
         if text.bytes().all(|b| b.is_ascii_digit()) {
             let number = u32::from_str_radix(text, 8).map_err(|_| bad())?;
-            return if number <= 0o7777 {
-                Ok(ModeChange::Number(number))
-            } else {
-                Err(bad())
-            };
+            return if number <= 0o7777 { Ok(ModeChange::Number(number)) } else { Err(bad()) };
         }
-        let clauses = text
-            .split(',')
-            .map(|clause| parse_clause(clause).ok_or_else(bad))
-            .collect::<Result<_>>()?;
+        let clauses = text.split(',').map(|clause| parse_clause(clause).ok_or_else(bad)).collect::<Result<_>>()?;
         Ok(ModeChange::Letters(clauses))
     }
 
@@ -58,9 +44,7 @@ impl ModeChange {
     pub fn apply(&self, mode: u32, is_dir: bool) -> u32 {
         match self {
             ModeChange::Number(number) => *number,
-            ModeChange::Letters(clauses) => clauses
-                .iter()
-                .fold(mode, |mode, clause| clause.apply(mode, is_dir)),
+            ModeChange::Letters(clauses) => clauses.iter().fold(mode, |mode, clause| clause.apply(mode, is_dir)),
         }
     }
 
@@ -89,17 +73,11 @@ fn parse_clause(clause: &str) -> Option<Clause> {
     let mut operations = Vec::new();
     let mut rest = &bytes[start..];
     while let Some((operator, tail)) = rest.split_first() {
-        let end = tail
-            .iter()
-            .position(|b| b"+-=".contains(b))
-            .unwrap_or(tail.len());
+        let end = tail.iter().position(|b| b"+-=".contains(b)).unwrap_or(tail.len());
         operations.push((*operator, parse_permissions(&tail[..end])?));
         rest = &tail[end..];
     }
-    Some(Clause {
-        who: if who == 0 { 0o777 } else { who },
-        operations,
-    })
+    Some(Clause { who: if who == 0 { 0o777 } else { who }, operations })
 }
 
 fn parse_permissions(letters: &[u8]) -> Option<Permissions> {
@@ -121,12 +99,7 @@ fn parse_permissions(letters: &[u8]) -> Option<Permissions> {
             _ => return None,
         }
     }
-    Some(Permissions::Letters {
-        rwx,
-        conditional_x,
-        set_id,
-        sticky,
-    })
+    Some(Permissions::Letters { rwx, conditional_x, set_id, sticky })
 }
 
 impl Clause {
@@ -154,12 +127,7 @@ impl Clause {
     fn bits(&self, permissions: Permissions, mode: u32, is_dir: bool) -> u32 {
         match permissions {
             Permissions::CopyFrom(shift) => (((mode >> shift) & 7) * 0o111) & self.who,
-            Permissions::Letters {
-                mut rwx,
-                conditional_x,
-                set_id,
-                sticky,
-            } => {
+            Permissions::Letters { mut rwx, conditional_x, set_id, sticky } => {
                 if conditional_x && (is_dir || mode & 0o111 != 0) {
                     rwx |= 1;
                 }
@@ -168,11 +136,7 @@ impl Clause {
                     bits |= if self.who & 0o700 != 0 { 0o4000 } else { 0 };
                     bits |= if self.who & 0o070 != 0 { 0o2000 } else { 0 };
                 }
-                bits | if sticky && self.who & 0o007 != 0 {
-                    0o1000
-                } else {
-                    0
-                }
+                bits | if sticky && self.who & 0o007 != 0 { 0o1000 } else { 0 }
             }
         }
     }
@@ -207,9 +171,7 @@ mod tests {
 
     #[test]
     fn rubbish_is_refused() {
-        for text in [
-            "", "u+q", "888", "10000", "x", "u", "z+r", "0o755", ",", "u+r,",
-        ] {
+        for text in ["", "u+q", "888", "10000", "x", "u", "z+r", "0o755", ",", "u+r,"] {
             assert!(ModeChange::parse(text).is_err(), "{text}");
         }
     }

@@ -18,12 +18,7 @@ pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
 }
 
 /// Moves `name` of `parent` to `trash_name` of `trash`, where nothing looks for it. Takes a moment, whatever its size.
-pub fn move_away(
-    parent: BorrowedFd<'_>,
-    name: &OsStr,
-    trash: BorrowedFd<'_>,
-    trash_name: &OsStr,
-) -> Result<()> {
+pub fn move_away(parent: BorrowedFd<'_>, name: &OsStr, trash: BorrowedFd<'_>, trash_name: &OsStr) -> Result<()> {
     rustix::fs::renameat(parent, name, trash, trash_name).context("move away", Path::new(name))
 }
 
@@ -74,13 +69,7 @@ const FLATTEN_AT: usize = 128;
 fn flatten(top: BorrowedFd<'_>, holder: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
     for n in 0.. {
         let new = format!(".removing-{n}");
-        match rustix::fs::renameat_with(
-            holder,
-            name,
-            top,
-            new.as_str(),
-            rustix::fs::RenameFlags::NOREPLACE,
-        ) {
+        match rustix::fs::renameat_with(holder, name, top, new.as_str(), rustix::fs::RenameFlags::NOREPLACE) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::EXIST) => {}
             Err(e) => return Err(e),

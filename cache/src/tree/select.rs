@@ -27,12 +27,7 @@ pub(crate) fn has_wildcard(component: &OsStr) -> bool {
 ///
 /// The part before the first wildcard is looked up (its last component followed if `follow`) and must exist. Below it links
 /// are names like others: they match, but nothing is looked for behind them.
-pub(crate) fn expand(
-    view: &View,
-    pattern: &Path,
-    matcher: Matcher<'_>,
-    follow: bool,
-) -> Result<Vec<PathBuf>> {
+pub(crate) fn expand(view: &View, pattern: &Path, matcher: Matcher<'_>, follow: bool) -> Result<Vec<PathBuf>> {
     let parts: Vec<OsString> = split(pattern.as_os_str()).into();
     let Some(first) = parts.iter().position(|c| has_wildcard(c)) else {
         return Ok(vec![pattern.to_path_buf()]);
@@ -56,11 +51,7 @@ pub(crate) fn expand(
             let Some(name) = entry.name.to_str() else {
                 continue;
             };
-            if if plain {
-                wanted != name
-            } else {
-                !matcher(wanted, name)
-            } {
+            if if plain { wanted != name } else { !matcher(wanted, name) } {
                 continue;
             }
             let (real, named) = (real.join(name), named.join(name));
@@ -73,9 +64,7 @@ pub(crate) fn expand(
                 }
             } else if matches!(entry.kind, None | Some(Kind::Dir))
                 && view.visibility(&real, true) != Visibility::Hidden
-                && let Some(child) = dir
-                    .child_from(&entry.name, entry.part)
-                    .context("open", &real)?
+                && let Some(child) = dir.child_from(&entry.name, entry.part).context("open", &real)?
             {
                 todo.push((child, real, named, depth + 1));
             }
@@ -124,12 +113,7 @@ impl<'a> Include<'a> {
                 components.push(part.to_string());
             }
         }
-        Include {
-            text: components.join("/"),
-            components,
-            matcher: MatcherBox(matcher),
-            wildcard: MatcherBox(wildcard),
-        }
+        Include { text: components.join("/"), components, matcher: MatcherBox(matcher), wildcard: MatcherBox(wildcard) }
     }
 
     /// What the pattern says of a path relative to the pivot.
@@ -154,10 +138,6 @@ impl<'a> Include<'a> {
                 _ => return Said::No,
             }
         }
-        if wanted.next().is_some() {
-            Said::Below
-        } else {
-            Said::No
-        }
+        if wanted.next().is_some() { Said::Below } else { Said::No }
     }
 }

@@ -58,27 +58,17 @@ struct Extra {
 impl Extra {
     /// The last record with the key counts.
     fn get(&self, key: &str) -> Option<&[u8]> {
-        self.records
-            .iter()
-            .rev()
-            .find(|(k, _)| k == key.as_bytes())
-            .map(|(_, v)| v.as_slice())
+        self.records.iter().rev().find(|(k, _)| k == key.as_bytes()).map(|(_, v)| v.as_slice())
     }
 
     fn number(&self, key: &str, name: &[u8]) -> Result<Option<u64>> {
-        self.get(key)
-            .map(|v| decimal(v).ok_or_else(|| TreeError::entry(name, format!("bad {key}"))))
-            .transpose()
+        self.get(key).map(|v| decimal(v).ok_or_else(|| TreeError::entry(name, format!("bad {key}")))).transpose()
     }
 }
 
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R) -> TarReader<R> {
-        TarReader {
-            inner,
-            left: 0,
-            padding: 0,
-        }
+        TarReader { inner, left: 0, padding: 0 }
     }
 
     pub(crate) fn into_inner(self) -> R {
@@ -97,9 +87,7 @@ impl<R: Read> TarReader<R> {
             match header[156] {
                 b'x' => {
                     let body = self.meta(&header, size)?;
-                    extra.records.extend(
-                        pax_records(&body).ok_or_else(|| bad(&header, "malformed PAX record"))?,
-                    );
+                    extra.records.extend(pax_records(&body).ok_or_else(|| bad(&header, "malformed PAX record"))?);
                 }
                 b'g' => drop(self.meta(&header, size)?),
                 b'L' => extra.long_name = Some(until_nul(&self.meta(&header, size)?).to_vec()),
@@ -111,9 +99,7 @@ impl<R: Read> TarReader<R> {
 
     /// Reads content of the current entry, as it is in the archive.
     pub(crate) fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left)
-            .unwrap_or(room.len())
-            .min(room.len());
+        let want = usize::try_from(self.left).unwrap_or(room.len()).min(room.len());
         if want == 0 {
             return Ok(0);
         }
@@ -128,8 +114,7 @@ impl<R: Read> TarReader<R> {
     fn skip(&mut self) -> Result<()> {
         let all = self.left + self.padding;
         if all > 0 {
-            let skipped = io::copy(&mut (&mut self.inner).take(all), &mut io::sink())
-                .map_err(TreeError::Archive)?;
+            let skipped = io::copy(&mut (&mut self.inner).take(all), &mut io::sink()).map_err(TreeError::Archive)?;
             if skipped < all {
                 return Err(TreeError::Archive(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -146,9 +131,7 @@ impl<R: Read> TarReader<R> {
         }
         if block == [0; BLOCK] {
             return match self.block(&mut block)? {
-                true if block != [0; BLOCK] => {
-                    Err(TreeError::entry(b"", "data after the end mark"))
-                }
+                true if block != [0; BLOCK] => Err(TreeError::entry(b"", "data after the end mark")),
                 _ => Ok(None),
             };
         }
@@ -183,10 +166,7 @@ impl<R: Read> TarReader<R> {
             return Err(bad(header, "extended header is too long"));
         }
         let mut body = Vec::new();
-        (&mut self.inner)
-            .take(size)
-            .read_to_end(&mut body)
-            .map_err(TreeError::Archive)?;
+        (&mut self.inner).take(size).read_to_end(&mut body).map_err(TreeError::Archive)?;
         if body.len() as u64 != size {
             return Err(TreeError::Archive(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -200,8 +180,7 @@ impl<R: Read> TarReader<R> {
         if name.contains(&0) {
             return Err(fail("name holds a zero byte"));
         }
-        let kind = entry_kind(header[156], &name)
-            .ok_or_else(|| fail(&format!("unknown type {:#x}", header[156])))?;
+        let kind = entry_kind(header[156], &name).ok_or_else(|| fail(&format!("unknown type {:#x}", header[156])))?;
         let has_content = matches!(kind, EntryKind::Node(Kind::File));
         let mut size = extra.number("size", &name)?.unwrap_or(stored);
         self.left = if has_content { size } else { 0 };
@@ -216,16 +195,10 @@ impl<R: Read> TarReader<R> {
             return Err(fail("bad size"));
         }
         self.padding = pad(self.left);
-        let sparse = if has_content {
-            self.sparse(header, extra, &name, &mut size)?
-        } else {
-            None
-        };
+        let sparse = if has_content { self.sparse(header, extra, &name, &mut size)? } else { None };
         let id = |key: &str, field: &[u8]| -> Result<u32> {
-            let value = extra
-                .number(key, &name)?
-                .or_else(|| number(field))
-                .ok_or_else(|| fail(&format!("bad {key}")))?;
+            let value =
+                extra.number(key, &name)?.or_else(|| number(field)).ok_or_else(|| fail(&format!("bad {key}")))?;
             match u32::try_from(value) {
                 Ok(id) if id != u32::MAX => Ok(id),
                 _ => Err(fail(&format!("{key} is out of range"))),
@@ -233,9 +206,7 @@ impl<R: Read> TarReader<R> {
         };
         let mtime = match extra.get("mtime") {
             Some(text) => pax_time(text).ok_or_else(|| fail("bad mtime"))?,
-            None => Time::from_seconds(
-                signed_number(&header[136..148]).ok_or_else(|| fail("bad mtime"))?,
-            ),
+            None => Time::from_seconds(signed_number(&header[136..148]).ok_or_else(|| fail("bad mtime"))?),
         };
         let mode = number(&header[100..108]).ok_or_else(|| fail("bad mode"))?;
         let link = match (extra.get("linkpath"), &extra.long_link) {
@@ -246,11 +217,8 @@ impl<R: Read> TarReader<R> {
         if link.contains(&0) {
             return Err(fail("link target holds a zero byte"));
         }
-        let device = |field: &[u8]| {
-            number(field)
-                .and_then(|n| u32::try_from(n).ok())
-                .ok_or_else(|| fail("bad device number"))
-        };
+        let device =
+            |field: &[u8]| number(field).and_then(|n| u32::try_from(n).ok()).ok_or_else(|| fail("bad device number"));
         let rdev = match kind {
             EntryKind::Node(Kind::Char | Kind::Block) => {
                 rustix::fs::makedev(device(&header[329..337])?, device(&header[337..345])?)
@@ -289,18 +257,12 @@ impl<R: Read> TarReader<R> {
         let version = (extra.get("GNU.sparse.major"), extra.get("GNU.sparse.minor"));
         let map = if header[156] == b'S' {
             let real = number(&header[483..495]).ok_or_else(|| fail("bad sparse size"))?;
-            let map = self
-                .old_sparse_map(header)
-                .ok_or_else(|| fail("bad sparse map"))?;
+            let map = self.old_sparse_map(header).ok_or_else(|| fail("bad sparse map"))?;
             *size = real;
             map
         } else if version == (Some(b"1"), Some(b"0")) {
-            let real = extra
-                .number("GNU.sparse.realsize", name)?
-                .ok_or_else(|| fail("sparse file without a size"))?;
-            let map = self
-                .sparse_map_in_content()
-                .ok_or_else(|| fail("bad sparse map"))?;
+            let real = extra.number("GNU.sparse.realsize", name)?.ok_or_else(|| fail("sparse file without a size"))?;
+            let map = self.sparse_map_in_content().ok_or_else(|| fail("bad sparse map"))?;
             *size = real;
             map
         } else if let Some(real) = extra.number("GNU.sparse.size", name)? {
@@ -314,17 +276,14 @@ impl<R: Read> TarReader<R> {
                     .collect(),
             };
             *size = real;
-            pairs(&numbers.ok_or_else(|| fail("bad sparse map"))?)
-                .ok_or_else(|| fail("bad sparse map"))?
+            pairs(&numbers.ok_or_else(|| fail("bad sparse map"))?).ok_or_else(|| fail("bad sparse map"))?
         } else {
             return Ok(None);
         };
         let mut end = 0_u64;
         let mut data = 0_u64;
         for (offset, length) in &map {
-            let next = offset
-                .checked_add(*length)
-                .filter(|next| *offset >= end && *next <= *size);
+            let next = offset.checked_add(*length).filter(|next| *offset >= end && *next <= *size);
             end = next.ok_or_else(|| fail("bad sparse map"))?;
             data += length;
         }
@@ -379,10 +338,7 @@ impl<R: Read> TarReader<R> {
                 }
             }
             let mut block = [0_u8; BLOCK];
-            if text.len() as u64 > MAX_META
-                || self.left < BLOCK as u64
-                || !self.block(&mut block).ok()?
-            {
+            if text.len() as u64 > MAX_META || self.left < BLOCK as u64 || !self.block(&mut block).ok()? {
                 return None;
             }
             self.left -= BLOCK as u64;
@@ -392,10 +348,7 @@ impl<R: Read> TarReader<R> {
 }
 
 fn pairs(numbers: &[u64]) -> Option<Vec<(u64, u64)>> {
-    numbers
-        .len()
-        .is_multiple_of(2)
-        .then(|| numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect())
+    numbers.len().is_multiple_of(2).then(|| numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect())
 }
 
 fn entry_name(header: &[u8; BLOCK], extra: &Extra) -> Vec<u8> {
@@ -456,9 +409,7 @@ fn signed_number(field: &[u8]) -> Option<i64> {
     if first & 0x80 != 0 {
         let negative = first & 0x40 != 0;
         let start = i128::from(first & 0x7f) - if negative { 128 } else { 0 };
-        let value = rest.iter().try_fold(start, |v, b| {
-            v.checked_mul(256)?.checked_add(i128::from(*b))
-        })?;
+        let value = rest.iter().try_fold(start, |v, b| v.checked_mul(256)?.checked_add(i128::from(*b)))?;
         return i64::try_from(value).ok();
     }
     let digits = until_nul(field).trim_ascii();
@@ -511,14 +462,8 @@ fn pax_time(text: &[u8]) -> Option<Time> {
     }
     Some(match (negative, nanos) {
         (false, _) => Time { seconds, nanos },
-        (true, 0) => Time {
-            seconds: -seconds,
-            nanos: 0,
-        },
-        (true, _) => Time {
-            seconds: -seconds - 1,
-            nanos: 1_000_000_000 - nanos,
-        },
+        (true, 0) => Time { seconds: -seconds, nanos: 0 },
+        (true, _) => Time { seconds: -seconds - 1, nanos: 1_000_000_000 - nanos },
     })
 }
 
@@ -535,47 +480,23 @@ mod tests {
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 1, 0]), Some(256));
         assert_eq!(number(&[0xff; 8]), None);
         assert_eq!(signed_number(&[0xff; 8]), Some(-1));
-        assert_eq!(
-            number(&[0x80, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
-            None
-        );
+        assert_eq!(number(&[0x80, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]), None);
     }
 
     #[test]
     fn pax_records_are_read_strictly() {
-        assert_eq!(
-            pax_records(b"6 a=b\n"),
-            Some(vec![(b"a".to_vec(), b"b".to_vec())])
-        );
-        for text in [
-            &b"7 a=b\n"[..],
-            b"5 a=b\n",
-            b"6 ab\n\n",
-            b"99999999999999999999 a=b\n",
-            b"6 =bc\n",
-            b"x a=b\n",
-            b"3 \n",
-        ] {
+        assert_eq!(pax_records(b"6 a=b\n"), Some(vec![(b"a".to_vec(), b"b".to_vec())]));
+        for text in
+            [&b"7 a=b\n"[..], b"5 a=b\n", b"6 ab\n\n", b"99999999999999999999 a=b\n", b"6 =bc\n", b"x a=b\n", b"3 \n"]
+        {
             assert_eq!(pax_records(text), None, "{text:?}");
         }
     }
 
     #[test]
     fn times_before_the_epoch_round_down() {
-        assert_eq!(
-            pax_time(b"-1.25"),
-            Some(Time {
-                seconds: -2,
-                nanos: 750_000_000
-            })
-        );
-        assert_eq!(
-            pax_time(b"1500000000.75"),
-            Some(Time {
-                seconds: 1_500_000_000,
-                nanos: 750_000_000
-            })
-        );
+        assert_eq!(pax_time(b"-1.25"), Some(Time { seconds: -2, nanos: 750_000_000 }));
+        assert_eq!(pax_time(b"1500000000.75"), Some(Time { seconds: 1_500_000_000, nanos: 750_000_000 }));
         assert_eq!(pax_time(b"1.2x"), None);
     }
 }

@@ -43,18 +43,8 @@ pub(crate) fn write_header(out: &mut impl Write, header: &Header<'_>) -> io::Res
     text(&mut block[..100], header.name, "path", &mut records);
     text(&mut block[157..257], header.link, "linkpath", &mut records);
     octal(&mut block[100..108], u64::from(header.meta.mode & 0o7777));
-    number(
-        &mut block[108..116],
-        u64::from(header.meta.uid),
-        "uid",
-        &mut records,
-    );
-    number(
-        &mut block[116..124],
-        u64::from(header.meta.gid),
-        "gid",
-        &mut records,
-    );
+    number(&mut block[108..116], u64::from(header.meta.uid), "uid", &mut records);
+    number(&mut block[116..124], u64::from(header.meta.gid), "gid", &mut records);
     number(&mut block[124..136], header.size, "size", &mut records);
     match u64::try_from(header.mtime) {
         Ok(mtime) => number(&mut block[136..148], mtime, "mtime", &mut records),
@@ -64,22 +54,12 @@ pub(crate) fn write_header(out: &mut impl Write, header: &Header<'_>) -> io::Res
         }
     }
     for (name, value) in header.xattrs {
-        let key = [
-            b"SCHILY.xattr.",
-            std::os::unix::ffi::OsStrExt::as_bytes(name.as_os_str()),
-        ]
-        .concat();
+        let key = [b"SCHILY.xattr.", std::os::unix::ffi::OsStrExt::as_bytes(name.as_os_str())].concat();
         record(&mut records, &key, value);
     }
     if matches!(header.meta.kind, Kind::Char | Kind::Block) && header.flag != b'1' {
-        octal(
-            &mut block[329..337],
-            u64::from(rustix::fs::major(header.meta.rdev)),
-        );
-        octal(
-            &mut block[337..345],
-            u64::from(rustix::fs::minor(header.meta.rdev)),
-        );
+        octal(&mut block[329..337], u64::from(rustix::fs::major(header.meta.rdev)));
+        octal(&mut block[337..345], u64::from(rustix::fs::minor(header.meta.rdev)));
     } else {
         octal(&mut block[329..337], 0);
         octal(&mut block[337..345], 0);
@@ -106,10 +86,7 @@ pub(crate) fn write_end(out: &mut impl Write) -> io::Result<()> {
 fn write_records(out: &mut impl Write, name: &[u8], records: &[u8]) -> io::Result<()> {
     let mut block = [0_u8; BLOCK];
     let trimmed = name.strip_suffix(b"/").unwrap_or(name);
-    let at = trimmed
-        .iter()
-        .rposition(|b| *b == b'/')
-        .map_or(0, |at| at + 1);
+    let at = trimmed.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
     let own = [&trimmed[..at], b"PaxHeaders.0/", &trimmed[at..]].concat();
     text(&mut block[..100], &own, "", &mut Vec::new());
     for field in [100..108, 108..116, 116..124] {

@@ -44,19 +44,11 @@ fn fill(root: &Path, files: &[(&str, &str)]) {
 }
 
 fn whiteout(path: &Path) {
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        path,
-        FileType::CharacterDevice,
-        Mode::empty(),
-        0,
-    )
-    .expect("whiteout");
+    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::CharacterDevice, Mode::empty(), 0).expect("whiteout");
 }
 
 fn opaque(path: &Path) {
-    rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-        .expect("opaque");
+    rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty()).expect("opaque");
 }
 
 /// One line for each entry: kind, mode, owner, content or target.
@@ -68,16 +60,10 @@ fn show(view: &View) -> BTreeMap<String, String> {
             let meta = child.meta;
             let rest = match meta.kind {
                 Kind::File => {
-                    let content = view
-                        .read_small(&child.path, 1 << 20)
-                        .expect("read")
-                        .expect("exists");
+                    let content = view.read_small(&child.path, 1 << 20).expect("read").expect("exists");
                     String::from_utf8_lossy(&content).into_owned()
                 }
-                Kind::Symlink => format!(
-                    "-> {}",
-                    view.read_link(&child).expect("read link").display()
-                ),
+                Kind::Symlink => format!("-> {}", view.read_link(&child).expect("read link").display()),
                 kind => format!("{kind:?}"),
             };
             let line = format!("{:o} {}:{} {rest}", meta.mode, meta.uid, meta.gid);
@@ -107,10 +93,7 @@ fn simple_match(pattern: &str, name: &str) -> bool {
 fn glob_match(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix("**/") {
         Some(rest) => {
-            simple_match(rest, name)
-                || name
-                    .match_indices('/')
-                    .any(|(at, _)| simple_match(rest, &name[at + 1..]))
+            simple_match(rest, name) || name.match_indices('/').any(|(at, _)| simple_match(rest, &name[at + 1..]))
         }
         None => simple_match(pattern, name),
     }
@@ -138,23 +121,13 @@ fn empty() -> View {
 }
 
 /// Copies in an own diff over `base` and answers the diff.
-fn copied(
-    base: &View,
-    view: &View,
-    sources: &[&str],
-    options: &CopyOptions<'_>,
-) -> Result<TempDir> {
+fn copied(base: &View, view: &View, sources: &[&str], options: &CopyOptions<'_>) -> Result<TempDir> {
     let diff = dir();
     let writer = DiffWriter::new(diff.path(), base, Marks::Trusted)?;
     let paths: Vec<PathBuf> = sources.iter().map(PathBuf::from).collect();
     let sources: Vec<CopySource<'_>> = paths
         .iter()
-        .map(|path| CopySource::Path {
-            view,
-            path,
-            wildcard: path.to_string_lossy().contains('*'),
-            required: true,
-        })
+        .map(|path| CopySource::Path { view, path, wildcard: path.to_string_lossy().contains('*'), required: true })
         .collect();
     writer.copy(&sources, options)?;
     writer.finish()?;
@@ -162,10 +135,7 @@ fn copied(
 }
 
 fn lines(view: &View) -> Vec<String> {
-    show(view)
-        .into_iter()
-        .map(|(path, line)| format!("{path} {line}"))
-        .collect()
+    show(view).into_iter().map(|(path, line)| format!("{path} {line}")).collect()
 }
 
 fn mtime_of(path: &Path) -> (i64, i64) {

@@ -30,10 +30,7 @@ pub struct Limits {
 impl Default for Limits {
     /// 64 GiB and ten million entries.
     fn default() -> Limits {
-        Limits {
-            bytes: 64 << 30,
-            entries: 10_000_000,
-        }
+        Limits { bytes: 64 << 30, entries: 10_000_000 }
     }
 }
 
@@ -54,13 +51,7 @@ pub struct Unpacked {
 /// Owners and times are taken as given; `security.capability` and `user.*` attributes are kept, all others are dropped, so
 /// no archive can set overlayfs's marks. Links in parents are followed inside the layer only. Directories that the archive
 /// does not list take their attributes from `base`. The stream is read to its end. On an error the directory holds a part.
-pub fn unpack_layer<R: Read>(
-    layer: R,
-    diff: &Path,
-    base: Base<'_>,
-    marks: Marks,
-    limits: Limits,
-) -> Result<Unpacked> {
+pub fn unpack_layer<R: Read>(layer: R, diff: &Path, base: Base<'_>, marks: Marks, limits: Limits) -> Result<Unpacked> {
     let root = open_root(diff)?;
     rustix::fs::fchmod(&root, Mode::from(0o755)).context("set mode of", "/")?;
     let mut unpacker = Unpacker {
@@ -77,10 +68,7 @@ pub fn unpack_layer<R: Read>(
     while let Some(entry) = reader.next()? {
         unpacker.done.entries += 1;
         if unpacker.done.entries > limits.entries {
-            return Err(TreeError::Limit {
-                limit: limits.entries,
-                unit: "entries",
-            });
+            return Err(TreeError::Limit { limit: limits.entries, unit: "entries" });
         }
         unpacker.entry(&entry, &mut reader)?;
     }
@@ -106,8 +94,7 @@ const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGIC
 
 impl Unpacker<'_> {
     fn entry<R: Read>(&mut self, entry: &TarEntry, reader: &mut TarReader<R>) -> Result<()> {
-        let path =
-            clean(&entry.name).ok_or_else(|| TreeError::entry(&entry.name, "leaves the root"))?;
+        let path = clean(&entry.name).ok_or_else(|| TreeError::entry(&entry.name, "leaves the root"))?;
         let Some(name) = path.file_name().map(OsStr::to_os_string) else {
             return self.root_entry(entry);
         };
@@ -123,20 +110,15 @@ impl Unpacker<'_> {
             return self.hard_link(entry, &path, parent.as_fd(), &name);
         }
         self.clear(parent.as_fd(), &name, &path)?;
-        let owner = Ids {
-            uid: entry.uid,
-            gid: entry.gid,
-        };
+        let owner = Ids { uid: entry.uid, gid: entry.gid };
         match &entry.kind {
             EntryKind::Node(Kind::Symlink) => {
                 if entry.link.is_empty() {
                     return Err(TreeError::entry(&entry.name, "link without a target"));
                 }
-                rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), &parent, &name)
-                    .context("make link", &path)?;
+                rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), &parent, &name).context("make link", &path)?;
                 set_node_owner(parent.as_fd(), &name, owner).context("set owner of", &path)?;
-                set_node_time(parent.as_fd(), &name, Some(entry.mtime))
-                    .context("set times of", &path)
+                set_node_time(parent.as_fd(), &name, Some(entry.mtime)).context("set times of", &path)
             }
             EntryKind::Node(Kind::File) => {
                 let file = create(parent.as_fd(), &name).context("create", &path)?;
@@ -149,22 +131,13 @@ impl Unpacker<'_> {
                 )
                 .map_err(|e| self.blame_limit(e))?;
                 set_attributes(file.as_fd(), entry, &path)?;
-                rustix::fs::futimens(&file, &entry.mtime.timestamps())
-                    .context("set times of", &path)
+                rustix::fs::futimens(&file, &entry.mtime.timestamps()).context("set times of", &path)
             }
             EntryKind::Node(kind) => {
                 if *kind == Kind::Char && entry.rdev == 0 {
                     return Err(TreeError::entry(&entry.name, "device with number 0:0"));
                 }
-                let made = make_node(
-                    parent.as_fd(),
-                    &name,
-                    *kind,
-                    entry.rdev,
-                    entry.mode,
-                    owner,
-                    Some(entry.mtime),
-                );
+                let made = make_node(parent.as_fd(), &name, *kind, entry.rdev, entry.mode, owner, Some(entry.mtime));
                 made.context("make", &path)
             }
             EntryKind::HardLink => Ok(()),
@@ -173,10 +146,7 @@ impl Unpacker<'_> {
 
     fn blame_limit(&self, e: TreeError) -> TreeError {
         match e {
-            TreeError::Limit { unit, .. } => TreeError::Limit {
-                limit: self.limits.bytes,
-                unit,
-            },
+            TreeError::Limit { unit, .. } => TreeError::Limit { limit: self.limits.bytes, unit },
             other => other,
         }
     }
@@ -190,13 +160,7 @@ impl Unpacker<'_> {
         Err(TreeError::entry(&entry.name, "replaces the root"))
     }
 
-    fn directory(
-        &mut self,
-        entry: &TarEntry,
-        path: &Path,
-        parent: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<()> {
+    fn directory(&mut self, entry: &TarEntry, path: &Path, parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         let fd = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if Meta::of(&stat).is_dir() => open_dir(parent, name).context("open", path)?,
             Ok(stat) => {
@@ -215,15 +179,8 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn hard_link(
-        &mut self,
-        entry: &TarEntry,
-        path: &Path,
-        parent: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<()> {
-        let target = clean(&entry.link)
-            .ok_or_else(|| TreeError::entry(&entry.name, "link target leaves the root"))?;
+    fn hard_link(&mut self, entry: &TarEntry, path: &Path, parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let target = clean(&entry.link).ok_or_else(|| TreeError::entry(&entry.name, "link target leaves the root"))?;
         let Some(target_name) = target.file_name() else {
             return Err(TreeError::entry(&entry.name, "hard link to the root"));
         };
@@ -245,75 +202,39 @@ impl Unpacker<'_> {
             Err(e) => return Err(e).context("look up", &target),
         }
         self.clear(parent, name, path)?;
-        rustix::fs::linkat(&target_dir, target_name, parent, name, AtFlags::empty())
-            .context("link", path)
+        rustix::fs::linkat(&target_dir, target_name, parent, name, AtFlags::empty()).context("link", path)
     }
 
     /// Brings the target of a hard link up from a lower layer.
-    fn copy_up(
-        &mut self,
-        entry: &TarEntry,
-        target: &Path,
-        dir: BorrowedFd<'_>,
-        name: &OsStr,
-    ) -> Result<()> {
+    fn copy_up(&mut self, entry: &TarEntry, target: &Path, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         let view = self.base()?;
         let Some(node) = view.lookup(target, false)?.filter(|n| !n.meta.is_dir()) else {
-            return Err(TreeError::entry(
-                &entry.name,
-                "hard link to a file that does not exist",
-            ));
+            return Err(TreeError::entry(&entry.name, "hard link to a file that does not exist"));
         };
-        let owner = Ids {
-            uid: node.meta.uid,
-            gid: node.meta.gid,
-        };
+        let owner = Ids { uid: node.meta.uid, gid: node.meta.gid };
         match node.meta.kind {
             Kind::File => {
                 let source = view.open_file(&node)?;
                 let file = create(dir, name).context("create", target)?;
                 let mover = super::content::Mover::default();
                 mover
-                    .copy(
-                        source.as_fd(),
-                        file.as_fd(),
-                        node.meta.size,
-                        node.meta.blocks,
-                    )
+                    .copy(source.as_fd(), file.as_fd(), node.meta.size, node.meta.blocks)
                     .context("copy to", target)?;
-                set_file(file.as_fd(), node.meta.mode, owner, None)
-                    .context("set attributes of", target)?;
-                set_xattrs(file.as_fd(), &view.xattrs(&node)?)
-                    .context("set attributes of", target)?;
-                rustix::fs::futimens(&file, &node.meta.mtime.timestamps())
-                    .context("set times of", target)
+                set_file(file.as_fd(), node.meta.mode, owner, None).context("set attributes of", target)?;
+                set_xattrs(file.as_fd(), &view.xattrs(&node)?).context("set attributes of", target)?;
+                rustix::fs::futimens(&file, &node.meta.mtime.timestamps()).context("set times of", target)
             }
             Kind::Symlink => {
-                rustix::fs::symlinkat(view.read_link(&node)?, dir, name)
-                    .context("make link", target)?;
+                rustix::fs::symlinkat(view.read_link(&node)?, dir, name).context("make link", target)?;
                 set_node_owner(dir, name, owner).context("set owner of", target)?;
                 set_node_time(dir, name, Some(node.meta.mtime)).context("set times of", target)
             }
-            kind => make_node(
-                dir,
-                name,
-                kind,
-                node.meta.rdev,
-                node.meta.mode,
-                owner,
-                Some(node.meta.mtime),
-            )
-            .context("make", target),
+            kind => make_node(dir, name, kind, node.meta.rdev, node.meta.mode, owner, Some(node.meta.mtime))
+                .context("make", target),
         }
     }
 
-    fn whiteout(
-        &mut self,
-        entry: &TarEntry,
-        parent: &Arc<OwnedFd>,
-        above: &Path,
-        hidden: &[u8],
-    ) -> Result<()> {
+    fn whiteout(&mut self, entry: &TarEntry, parent: &Arc<OwnedFd>, above: &Path, hidden: &[u8]) -> Result<()> {
         if hidden == b".wh..opq" {
             return self.make_opaque(parent.as_fd(), above);
         }
@@ -333,8 +254,7 @@ impl Unpacker<'_> {
             }
             Ok(_) => Ok(()),
             Err(Errno::NOENT) => {
-                rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0)
-                    .context("hide", &path)
+                rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0).context("hide", &path)
             }
             Err(e) => Err(e).context("look up", &path),
         }
@@ -342,8 +262,7 @@ impl Unpacker<'_> {
 
     fn make_opaque(&self, dir: BorrowedFd<'_>, path: &Path) -> Result<()> {
         match self.marks.opaque() {
-            Some(mark) => rustix::fs::fsetxattr(dir, mark, b"y", XattrFlags::empty())
-                .context("make opaque", path),
+            Some(mark) => rustix::fs::fsetxattr(dir, mark, b"y", XattrFlags::empty()).context("make opaque", path),
             None => Ok(()),
         }
     }
@@ -367,9 +286,7 @@ impl Unpacker<'_> {
         if self.known.is_none() {
             self.known = Some((self.base)()?);
         }
-        self.known
-            .clone()
-            .ok_or_else(|| TreeError::unfit("/", "has no base"))
+        self.known.clone().ok_or_else(|| TreeError::unfit("/", "has no base"))
     }
 
     /// The directory at a clean path, made as needed; links are followed inside the root.
@@ -384,9 +301,7 @@ impl Unpacker<'_> {
         let fd = match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), IN_ROOT) {
             Ok(fd) => Arc::new(fd),
             // AGAIN: something was renamed while the kernel went up; in user space that does not matter.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::AGAIN) => {
-                self.make_parents(path)?
-            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::AGAIN) => self.make_parents(path)?,
             Err(e) => return Err(e).context("open", path),
         };
         if self.dirs.len() >= KEPT_DIRS {
@@ -399,10 +314,7 @@ impl Unpacker<'_> {
     /// Makes the missing directories of a path, with the attributes that they have below or 0755 0:0.
     fn make_parents(&mut self, path: &Path) -> Result<Arc<OwnedFd>> {
         let here = View::of_dir(super::dir::Dir::new(
-            vec![super::dir::Part {
-                layer: 0,
-                fd: self.root.try_clone().context("duplicate", "/")?,
-            }],
+            vec![super::dir::Part { layer: 0, fd: self.root.try_clone().context("duplicate", "/")? }],
             self.marks,
         ));
         let resolved = here.resolve(path, true)?;
@@ -432,19 +344,12 @@ impl Unpacker<'_> {
     }
 
     fn implied(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<OwnedFd> {
-        let below = self
-            .base()?
-            .lookup(path, false)?
-            .filter(|n| n.meta.is_dir());
+        let below = self.base()?.lookup(path, false)?.filter(|n| n.meta.is_dir());
         let fd = make_dir(parent, name).context("make directory", path)?;
         match below {
             Some(node) => {
-                let owner = Ids {
-                    uid: node.meta.uid,
-                    gid: node.meta.gid,
-                };
-                set_file(fd.as_fd(), node.meta.mode, owner, None)
-                    .context("set attributes of", path)?;
+                let owner = Ids { uid: node.meta.uid, gid: node.meta.gid };
+                set_file(fd.as_fd(), node.meta.mode, owner, None).context("set attributes of", path)?;
                 let xattrs = self.base()?.xattrs(&node)?;
                 set_xattrs(fd.as_fd(), &xattrs).context("set attributes of", path)?;
                 self.times.push((path.to_path_buf(), node.meta.mtime));
@@ -471,8 +376,7 @@ impl Unpacker<'_> {
             let set = if path.as_os_str().is_empty() {
                 rustix::fs::futimens(&self.root, &time.timestamps())
             } else {
-                self.open_again(&path)
-                    .and_then(|fd| rustix::fs::futimens(fd, &time.timestamps()))
+                self.open_again(&path).and_then(|fd| rustix::fs::futimens(fd, &time.timestamps()))
             };
             match set {
                 Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
@@ -491,10 +395,7 @@ fn make_dir(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd>
 
 /// Owner, mode and kept attributes of an open file or directory.
 pub(crate) fn set_attributes(fd: BorrowedFd<'_>, entry: &TarEntry, path: &Path) -> Result<()> {
-    let owner = Ids {
-        uid: entry.uid,
-        gid: entry.gid,
-    };
+    let owner = Ids { uid: entry.uid, gid: entry.gid };
     set_file(fd, entry.mode, owner, None).context("set attributes of", path)?;
     let kept: Vec<(OsString, Vec<u8>)> = entry
         .xattrs
@@ -517,10 +418,7 @@ pub(crate) fn write_content<R: Read>(
     let extents = entry.sparse.as_deref().unwrap_or(&whole);
     let data: u64 = extents.iter().map(|(_, length)| length).sum();
     if data > allowed {
-        return Err(TreeError::Limit {
-            limit: allowed,
-            unit: "bytes",
-        });
+        return Err(TreeError::Limit { limit: allowed, unit: "bytes" });
     }
     with_buffer(|room| {
         for (offset, length) in extents {

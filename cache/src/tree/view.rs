@@ -63,11 +63,7 @@ pub(crate) enum Place {
     /// The directory itself.
     Dir(Dir),
     /// A name in a directory.
-    Name {
-        parent: Dir,
-        part: usize,
-        name: OsString,
-    },
+    Name { parent: Dir, part: usize, name: OsString },
 }
 
 /// A path with all links but perhaps the last resolved.
@@ -84,37 +80,19 @@ impl View {
     pub fn layers<P: AsRef<Path>>(dirs: &[P], marks: Marks) -> Result<View> {
         let mut parts = Vec::with_capacity(dirs.len());
         for (layer, dir) in dirs.iter().enumerate() {
-            parts.push(Part {
-                layer,
-                fd: open_root(dir.as_ref())?,
-            });
+            parts.push(Part { layer, fd: open_root(dir.as_ref())? });
         }
-        Ok(View {
-            root: Dir::new(parts, marks),
-            context: false,
-            filter: None,
-        })
+        Ok(View { root: Dir::new(parts, marks), context: false, filter: None })
     }
 
     /// A view of a directory that is not ours: owners read as 0:0, `filter` hides paths, and files may change under us.
     pub fn context(dir: &Path, filter: Option<Filter>) -> Result<View> {
-        let part = Part {
-            layer: 0,
-            fd: open_root(dir)?,
-        };
-        Ok(View {
-            root: Dir::new(vec![part], Marks::Plain),
-            context: true,
-            filter,
-        })
+        let part = Part { layer: 0, fd: open_root(dir)? };
+        Ok(View { root: Dir::new(vec![part], Marks::Plain), context: true, filter })
     }
 
     pub(crate) fn of_dir(root: Dir) -> View {
-        View {
-            root,
-            context: false,
-            filter: None,
-        }
+        View { root, context: false, filter: None }
     }
 
     pub(crate) fn root(&self) -> &Dir {
@@ -158,8 +136,7 @@ impl View {
 
     /// As [`View::lookup`], with an error for absence.
     pub fn require(&self, path: impl AsRef<Path>, follow: bool) -> Result<Node> {
-        self.lookup(&path, follow)?
-            .ok_or_else(|| TreeError::not_found(path))
+        self.lookup(&path, follow)?.ok_or_else(|| TreeError::not_found(path))
     }
 
     /// Resolves links even where the end of the path does not exist.
@@ -185,8 +162,7 @@ impl View {
             let parent = done.last().map_or(&self.root, |(_, dir)| dir);
             let here = join(&done, &name);
             let found = parent.stat(&name).context("look up", &here)?;
-            let found = found
-                .filter(|(_, meta)| self.visibility(&here, meta.is_dir()) != Visibility::Hidden);
+            let found = found.filter(|(_, meta)| self.visibility(&here, meta.is_dir()) != Visibility::Hidden);
             let Some((part, meta)) = found else {
                 missing.push(name);
                 continue;
@@ -216,16 +192,8 @@ impl View {
                 missing.push(name);
                 continue;
             }
-            let place = Place::Name {
-                parent: parent.clone(),
-                part,
-                name: name.clone(),
-            };
-            last = Some(Node {
-                path: here,
-                meta: self.shown(meta),
-                place,
-            });
+            let place = Place::Name { parent: parent.clone(), part, name: name.clone() };
+            last = Some(Node { path: here, meta: self.shown(meta), place });
             missing.push(name);
         }
         let node = match last {
@@ -235,21 +203,13 @@ impl View {
                 let dir = done.last().map_or(&self.root, |(_, dir)| dir).clone();
                 let path: PathBuf = done.iter().map(|(name, _)| name).collect();
                 match dir.meta() {
-                    Ok(meta) => Some(Node {
-                        meta: self.shown(meta),
-                        path,
-                        place: Place::Dir(dir),
-                    }),
+                    Ok(meta) => Some(Node { meta: self.shown(meta), path, place: Place::Dir(dir) }),
                     Err(_) if done.is_empty() => None,
                     Err(e) => return Err(e).context("stat", path),
                 }
             }
         };
-        let components = done
-            .into_iter()
-            .map(|(name, _)| name)
-            .chain(missing)
-            .collect();
+        let components = done.into_iter().map(|(name, _)| name).chain(missing).collect();
         Ok(Resolved { components, node })
     }
 
@@ -263,16 +223,8 @@ impl View {
                 continue;
             };
             if self.visibility(&path, meta.is_dir()) != Visibility::Hidden {
-                let place = Place::Name {
-                    parent: dir.clone(),
-                    part: entry.part,
-                    name: entry.name,
-                };
-                nodes.push(Node {
-                    path,
-                    meta: self.shown(meta),
-                    place,
-                });
+                let place = Place::Name { parent: dir.clone(), part: entry.part, name: entry.name };
+                nodes.push(Node { path, meta: self.shown(meta), place });
             }
         }
         Ok(nodes)
@@ -282,9 +234,7 @@ impl View {
     pub(crate) fn open_dir(&self, node: &Node) -> Result<Dir> {
         let found = match &node.place {
             Place::Dir(dir) => Some(dir.clone()),
-            Place::Name { parent, part, name } => {
-                parent.child_from(name, *part).context("open", &node.path)?
-            }
+            Place::Name { parent, part, name } => parent.child_from(name, *part).context("open", &node.path)?,
         };
         found.ok_or_else(|| TreeError::unfit(&node.path, "not a directory"))
     }
@@ -300,9 +250,7 @@ impl View {
     /// Target of a symbolic link.
     pub fn read_link(&self, node: &Node) -> Result<OsString> {
         match &node.place {
-            Place::Name { parent, part, name } => parent
-                .readlink(*part, name)
-                .context("read link", &node.path),
+            Place::Name { parent, part, name } => parent.readlink(*part, name).context("read link", &node.path),
             Place::Dir(_) => Err(TreeError::unfit(&node.path, "is a directory")),
         }
     }
@@ -337,9 +285,7 @@ impl View {
         }
         let mut content = Vec::new();
         let file = self.open_file(&node)?;
-        file.take(max.saturating_add(1))
-            .read_to_end(&mut content)
-            .context("read", &path)?;
+        file.take(max.saturating_add(1)).read_to_end(&mut content).context("read", &path)?;
         if content.len() as u64 > max {
             return Err(TreeError::unfit(path, "too large"));
         }
@@ -348,10 +294,7 @@ impl View {
 }
 
 fn join(done: &[(OsString, Dir)], name: &OsStr) -> PathBuf {
-    done.iter()
-        .map(|(name, _)| name.as_os_str())
-        .chain([name])
-        .collect()
+    done.iter().map(|(name, _)| name.as_os_str()).chain([name]).collect()
 }
 
 /// Components of a path without empty ones and `.`.

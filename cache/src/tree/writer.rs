@@ -86,8 +86,7 @@ impl DiffWriter {
         let writer = DiffWriter::open(open_root(diff)?, base, marks, true)?;
         match writer.root.lower.top() {
             Some(lower) => writer.copy_up_attributes(lower, &writer.root)?,
-            None => rustix::fs::fchmod(&writer.root.fd, Mode::from(0o755))
-                .context("set mode of", "/")?,
+            None => rustix::fs::fchmod(&writer.root.fd, Mode::from(0o755)).context("set mode of", "/")?,
         }
         Ok(writer)
     }
@@ -99,22 +98,12 @@ impl DiffWriter {
     }
 
     fn open(root: OwnedFd, base: &View, marks: Marks, share: bool) -> Result<DiffWriter> {
-        let mut parts = vec![Part {
-            layer: 0,
-            fd: root.try_clone().context("duplicate", "/")?,
-        }];
+        let mut parts = vec![Part { layer: 0, fd: root.try_clone().context("duplicate", "/")? }];
         for part in base.root().parts() {
-            parts.push(Part {
-                layer: part.layer + 1,
-                fd: part.fd.try_clone().context("duplicate", "/")?,
-            });
+            parts.push(Part { layer: part.layer + 1, fd: part.fd.try_clone().context("duplicate", "/")? });
         }
         Ok(DiffWriter {
-            root: WriteDir {
-                fd: Arc::new(root),
-                lower: base.root().clone(),
-                path: PathBuf::new(),
-            },
+            root: WriteDir { fd: Arc::new(root), lower: base.root().clone(), path: PathBuf::new() },
             merged: View::of_dir(Dir::new(parts, marks)),
             marks,
             times: Mutex::default(),
@@ -124,17 +113,13 @@ impl DiffWriter {
 
     /// Sets the times of directories. Without it the diff is complete except for those.
     pub fn finish(self) -> Result<()> {
-        let times = self
-            .times
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let times = self.times.into_inner().unwrap_or_else(PoisonError::into_inner);
         for (path, time) in times {
             let dir = if path.as_os_str().is_empty() {
                 rustix::fs::futimens(&self.root.fd, &time.timestamps())
             } else {
                 // Every component is a directory that we made.
-                open_beneath(self.root.fd.as_fd(), &path)
-                    .and_then(|fd| rustix::fs::futimens(fd, &time.timestamps()))
+                open_beneath(self.root.fd.as_fd(), &path).and_then(|fd| rustix::fs::futimens(fd, &time.timestamps()))
             };
             match dir {
                 Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
@@ -154,27 +139,13 @@ impl DiffWriter {
     }
 
     pub(crate) fn set_time_later(&self, path: &Path, time: Time) {
-        self.times
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(path.to_path_buf(), time);
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_path_buf(), time);
     }
 
     /// Makes a directory; parents are made as needed if `parents`, and an existing directory is taken as it is.
-    pub fn mkdir(
-        &self,
-        path: &Path,
-        mode: u32,
-        parents: bool,
-        owner: Option<Ids>,
-        mtime: Option<Time>,
-    ) -> Result<()> {
+    pub fn mkdir(&self, path: &Path, mode: u32, parents: bool, owner: Option<Ids>, mtime: Option<Time>) -> Result<()> {
         let resolved = self.view().resolve(path, true)?;
-        let new = NewDirs {
-            mode: mode & 0o1777,
-            owner: owner.unwrap_or_default(),
-            mtime,
-        };
+        let new = NewDirs { mode: mode & 0o1777, owner: owner.unwrap_or_default(), mtime };
         match resolved.node {
             Some(node) if node.meta.is_dir() => return Ok(()),
             Some(_) if !parents => return Ok(()),
@@ -182,10 +153,7 @@ impl DiffWriter {
             None => {}
         }
         if !parents {
-            let (_, above) = resolved
-                .components
-                .split_last()
-                .ok_or_else(|| TreeError::unfit(path, "is the root"))?;
+            let (_, above) = resolved.components.split_last().ok_or_else(|| TreeError::unfit(path, "is the root"))?;
             let above: PathBuf = above.iter().collect();
             self.view().require(above, false)?;
         }
@@ -194,50 +162,27 @@ impl DiffWriter {
     }
 
     /// Writes a file. Its directory must exist; a file that is there keeps its owner unless one is given.
-    pub fn mkfile(
-        &self,
-        path: &Path,
-        mode: u32,
-        data: &[u8],
-        owner: Option<Ids>,
-        mtime: Option<Time>,
-    ) -> Result<()> {
+    pub fn mkfile(&self, path: &Path, mode: u32, data: &[u8], owner: Option<Ids>, mtime: Option<Time>) -> Result<()> {
         let resolved = self.view().resolve(path, true)?;
         let (mode, owner) = match &resolved.node {
-            Some(node) if node.meta.is_file() => (
-                node.meta.mode,
-                owner.unwrap_or(Ids {
-                    uid: node.meta.uid,
-                    gid: node.meta.gid,
-                }),
-            ),
+            Some(node) if node.meta.is_file() => {
+                (node.meta.mode, owner.unwrap_or(Ids { uid: node.meta.uid, gid: node.meta.gid }))
+            }
             Some(node) => return Err(TreeError::unfit(&node.path, "not a regular file")),
             None => (mode & 0o777, owner.unwrap_or_default()),
         };
-        let (name, above) = resolved
-            .components
-            .split_last()
-            .ok_or_else(|| TreeError::unfit(path, "is a directory"))?;
+        let (name, above) = resolved.components.split_last().ok_or_else(|| TreeError::unfit(path, "is a directory"))?;
         let dir = self.existing(above)?;
         self.write_file(&dir, name, data, mode, owner, mtime)
     }
 
     /// Makes a symbolic link. Its directory must exist and its name be free.
-    pub fn symlink(
-        &self,
-        target: &OsStr,
-        path: &Path,
-        owner: Option<Ids>,
-        mtime: Option<Time>,
-    ) -> Result<()> {
+    pub fn symlink(&self, target: &OsStr, path: &Path, owner: Option<Ids>, mtime: Option<Time>) -> Result<()> {
         let resolved = self.view().resolve(path, false)?;
         if resolved.node.is_some() {
             return Err(TreeError::unfit(path, "exists"));
         }
-        let (name, above) = resolved
-            .components
-            .split_last()
-            .ok_or_else(|| TreeError::unfit(path, "is a directory"))?;
+        let (name, above) = resolved.components.split_last().ok_or_else(|| TreeError::unfit(path, "is a directory"))?;
         let dir = self.existing(above)?;
         self.make_room(&dir, name)?;
         rustix::fs::symlinkat(target, &dir.fd, name).context("make link", path)?;
@@ -249,12 +194,7 @@ impl DiffWriter {
     /// Removes a file or tree. Links in its directory are followed inside the root, it itself is not.
     ///
     /// `matcher(pattern, name)` is given for patterns, for one component at a time; no match is no error then.
-    pub fn remove(
-        &self,
-        path: &Path,
-        allow_missing: bool,
-        matcher: Option<super::copy::Matcher<'_>>,
-    ) -> Result<()> {
+    pub fn remove(&self, path: &Path, allow_missing: bool, matcher: Option<super::copy::Matcher<'_>>) -> Result<()> {
         let view = self.view();
         let paths = match matcher {
             Some(matcher) => super::select::expand(view, path, matcher, false)?,
@@ -280,19 +220,8 @@ impl DiffWriter {
     /// Takes a name out of the merged tree.
     pub(crate) fn remove_name(&self, dir: &WriteDir, name: &OsStr) -> Result<()> {
         remove_tree(dir.fd.as_fd(), name)?;
-        if dir
-            .lower
-            .stat(name)
-            .context("look up", dir.path.join(name))?
-            .is_some()
-        {
-            let whiteout = rustix::fs::mknodat(
-                &dir.fd,
-                name,
-                rustix::fs::FileType::CharacterDevice,
-                Mode::empty(),
-                0,
-            );
+        if dir.lower.stat(name).context("look up", dir.path.join(name))?.is_some() {
+            let whiteout = rustix::fs::mknodat(&dir.fd, name, rustix::fs::FileType::CharacterDevice, Mode::empty(), 0);
             whiteout.context("hide", dir.path.join(name))?;
         }
         Ok(())
@@ -320,16 +249,11 @@ impl DiffWriter {
         let answer = match rustix::fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
                 let meta = Meta::of(&stat);
-                Ok(if meta.is_whiteout() {
-                    Present::Whiteout
-                } else {
-                    Present::Upper(meta)
-                })
+                Ok(if meta.is_whiteout() { Present::Whiteout } else { Present::Upper(meta) })
             }
-            Err(Errno::NOENT) => dir
-                .lower
-                .stat(name)
-                .map(|l| l.map_or(Present::Absent, |(_, meta)| Present::Lower(meta))),
+            Err(Errno::NOENT) => {
+                dir.lower.stat(name).map(|l| l.map_or(Present::Absent, |(_, meta)| Present::Lower(meta)))
+            }
             Err(e) => Err(e),
         };
         answer.context("look up", dir.path.join(name))
@@ -338,13 +262,11 @@ impl DiffWriter {
     /// Frees a name for something that is no directory.
     pub(crate) fn make_room(&self, dir: &WriteDir, name: &OsStr) -> Result<()> {
         match self.present(dir, name)? {
-            Present::Upper(meta) | Present::Lower(meta) if meta.is_dir() => Err(TreeError::unfit(
-                dir.path.join(name),
-                "cannot replace directory with file",
-            )),
+            Present::Upper(meta) | Present::Lower(meta) if meta.is_dir() => {
+                Err(TreeError::unfit(dir.path.join(name), "cannot replace directory with file"))
+            }
             Present::Upper(_) | Present::Whiteout => {
-                rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())
-                    .context("replace", dir.path.join(name))
+                rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty()).context("replace", dir.path.join(name))
             }
             Present::Lower(_) | Present::Absent => Ok(()),
         }
@@ -377,41 +299,18 @@ impl DiffWriter {
     }
 
     /// A sub-directory for writing: copied up from the base, or made if `new`. True if it was made.
-    pub(crate) fn enter(
-        &self,
-        dir: &WriteDir,
-        name: &OsStr,
-        new: Option<NewDirs>,
-    ) -> Result<(WriteDir, bool)> {
+    pub(crate) fn enter(&self, dir: &WriteDir, name: &OsStr, new: Option<NewDirs>) -> Result<(WriteDir, bool)> {
         let path = dir.path.join(name);
         match self.present(dir, name)? {
             Present::Upper(meta) if meta.is_dir() => {
                 let fd = open_dir(dir.fd.as_fd(), name).context("open", &path)?;
-                let opaque = self
-                    .marks
-                    .opaque()
-                    .map_or(Ok(None), |mark| super::dir::xattr(fd.as_fd(), mark));
+                let opaque = self.marks.opaque().map_or(Ok(None), |mark| super::dir::xattr(fd.as_fd(), mark));
                 let opaque = opaque.context("read attributes of", &path)?.is_some();
-                let below = if opaque {
-                    None
-                } else {
-                    dir.lower.child(name).context("open", &path)?
-                };
-                Ok((
-                    WriteDir {
-                        fd: Arc::new(fd),
-                        lower: below.unwrap_or_else(|| self.nothing()),
-                        path,
-                    },
-                    false,
-                ))
+                let below = if opaque { None } else { dir.lower.child(name).context("open", &path)? };
+                Ok((WriteDir { fd: Arc::new(fd), lower: below.unwrap_or_else(|| self.nothing()), path }, false))
             }
             Present::Lower(meta) if meta.is_dir() => {
-                let below = dir
-                    .lower
-                    .child(name)
-                    .context("open", &path)?
-                    .unwrap_or_else(|| self.nothing());
+                let below = dir.lower.child(name).context("open", &path)?.unwrap_or_else(|| self.nothing());
                 let child = self.make(dir, name, path, below)?;
                 if let Some(lower) = child.lower.top() {
                     self.copy_up_attributes(lower, &child)?;
@@ -425,16 +324,14 @@ impl DiffWriter {
                 };
                 let was_hidden = matches!(absent, Present::Whiteout);
                 if was_hidden {
-                    rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())
-                        .context("replace", &path)?;
+                    rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty()).context("replace", &path)?;
                 }
                 let child = self.make(dir, name, path, self.nothing())?;
                 if was_hidden && let Some(mark) = self.marks.opaque() {
                     rustix::fs::fsetxattr(&child.fd, mark, b"y", XattrFlags::empty())
                         .context("make opaque", &child.path)?;
                 }
-                set_file(child.fd.as_fd(), new.mode, new.owner, None)
-                    .context("set attributes of", &child.path)?;
+                set_file(child.fd.as_fd(), new.mode, new.owner, None).context("set attributes of", &child.path)?;
                 if let Some(mtime) = new.mtime {
                     self.set_time_later(&child.path, mtime);
                 }
@@ -450,20 +347,13 @@ impl DiffWriter {
     fn make(&self, dir: &WriteDir, name: &OsStr, path: PathBuf, lower: Dir) -> Result<WriteDir> {
         rustix::fs::mkdirat(&dir.fd, name, Mode::from(0o700)).context("make directory", &path)?;
         let fd = open_dir(dir.fd.as_fd(), name).context("open", &path)?;
-        Ok(WriteDir {
-            fd: Arc::new(fd),
-            lower,
-            path,
-        })
+        Ok(WriteDir { fd: Arc::new(fd), lower, path })
     }
 
     fn copy_up_attributes(&self, from: BorrowedFd<'_>, to: &WriteDir) -> Result<()> {
         let meta = Meta::of(&rustix::fs::fstat(from).context("stat", &to.path)?);
         let xattrs = kept_xattrs(from).context("read attributes of", &to.path)?;
-        let owner = Ids {
-            uid: meta.uid,
-            gid: meta.gid,
-        };
+        let owner = Ids { uid: meta.uid, gid: meta.gid };
         set_file(to.fd.as_fd(), meta.mode, owner, None).context("set attributes of", &to.path)?;
         set_xattrs(to.fd.as_fd(), &xattrs).context("set attributes of", &to.path)?;
         self.set_time_later(&to.path, meta.mtime);
@@ -472,16 +362,8 @@ impl DiffWriter {
 }
 
 impl ModeChange {
-    pub(crate) fn new_dirs(
-        change: Option<&ModeChange>,
-        owner: Option<Ids>,
-        mtime: Option<Time>,
-    ) -> NewDirs {
-        NewDirs {
-            mode: change.map_or(0o755, ModeChange::for_parents),
-            owner: owner.unwrap_or_default(),
-            mtime,
-        }
+    pub(crate) fn new_dirs(change: Option<&ModeChange>, owner: Option<Ids>, mtime: Option<Time>) -> NewDirs {
+        NewDirs { mode: change.map_or(0o755, ModeChange::for_parents), owner: owner.unwrap_or_default(), mtime }
     }
 }
 
@@ -492,12 +374,7 @@ pub(crate) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Ow
 }
 
 /// Sets owner, then mode (chown clears setuid), then time of an open file or directory.
-pub(crate) fn set_file(
-    fd: BorrowedFd<'_>,
-    mode: u32,
-    owner: Ids,
-    mtime: Option<Time>,
-) -> rustix::io::Result<()> {
+pub(crate) fn set_file(fd: BorrowedFd<'_>, mode: u32, owner: Ids, mtime: Option<Time>) -> rustix::io::Result<()> {
     chown_fd(fd, owner)?;
     rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
     match mtime {
@@ -508,43 +385,25 @@ pub(crate) fn set_file(
 
 fn chown_fd(fd: BorrowedFd<'_>, owner: Ids) -> rustix::io::Result<()> {
     // 2^32-1 means "leave it" to the kernel and is no owner.
-    match (
-        rustix::fs::Uid::from_raw(owner.uid),
-        rustix::fs::Gid::from_raw(owner.gid),
-    ) {
-        (uid, gid) if owner.uid != u32::MAX && owner.gid != u32::MAX => {
-            rustix::fs::fchown(fd, Some(uid), Some(gid))
-        }
+    match (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid)) {
+        (uid, gid) if owner.uid != u32::MAX && owner.gid != u32::MAX => rustix::fs::fchown(fd, Some(uid), Some(gid)),
         _ => Err(Errno::INVAL),
     }
 }
 
 /// Sets the owner of a link or special file.
-pub(crate) fn set_node_owner(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    owner: Ids,
-) -> rustix::io::Result<()> {
+pub(crate) fn set_node_owner(dir: BorrowedFd<'_>, name: &OsStr, owner: Ids) -> rustix::io::Result<()> {
     if owner.uid == u32::MAX || owner.gid == u32::MAX {
         return Err(Errno::INVAL);
     }
-    let (uid, gid) = (
-        rustix::fs::Uid::from_raw(owner.uid),
-        rustix::fs::Gid::from_raw(owner.gid),
-    );
+    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
     rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Sets the time of a link or special file.
-pub(crate) fn set_node_time(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    mtime: Option<Time>,
-) -> rustix::io::Result<()> {
+pub(crate) fn set_node_time(dir: BorrowedFd<'_>, name: &OsStr, mtime: Option<Time>) -> rustix::io::Result<()> {
     match mtime {
-        Some(time) => {
-            rustix::fs::utimensat(dir, name, &time.timestamps(), AtFlags::SYMLINK_NOFOLLOW)
-        }
+        Some(time) => rustix::fs::utimensat(dir, name, &time.timestamps(), AtFlags::SYMLINK_NOFOLLOW),
         None => Ok(()),
     }
 }

@@ -158,7 +158,9 @@ impl Engine {
         for image in plan.images {
             let tree = match image.result.and_then(|_| outputs.next()) {
                 Some(Output::Tree(tree)) => tree,
-                Some(Output::Local(_)) => return Err(EngineError::Internal("a result is a client's directory".into())),
+                Some(Output::Local(_)) => {
+                    return Err(EngineError::Internal("a result is a client's directory".into()));
+                }
                 None => TreeId::EMPTY,
             };
             let mut config = image.config;
@@ -171,11 +173,15 @@ impl Engine {
     }
 
     fn warn(&self, plan: &Plan, source: &SourceFile, events: &Events) -> Vec<String> {
-        plan.warnings.iter().map(|w| frontend::render_plain(w, source)).inspect(|text| {
-            let step = events.name("[internal] check build definition");
-            let short = text.lines().next().unwrap_or_default().to_owned();
-            events.send(step, EventKind::Warning { text: text.clone(), short });
-        }).collect()
+        plan.warnings
+            .iter()
+            .map(|w| frontend::render_plain(w, source))
+            .inspect(|text| {
+                let step = events.name("[internal] check build definition");
+                let short = text.lines().next().unwrap_or_default().to_owned();
+                events.send(step, EventKind::Warning { text: text.clone(), short });
+            })
+            .collect()
     }
 
     /// Creation times: SOURCE_DATE_EPOCH, or those of the layers, so that a cached build gives the same image again.
@@ -193,7 +199,9 @@ impl Engine {
         for step in &mut config.history {
             let made = if step.empty_layer { None } else { layers.next() };
             if step.created.is_none() && step.comment.starts_with("buildkit.") {
-                let made = made.map(|l| crate::time::rfc3339(l.created.div_euclid(1000), l.created.rem_euclid(1000) as u32 * 1_000_000));
+                let made = made.map(|l| {
+                    crate::time::rfc3339(l.created.div_euclid(1000), l.created.rem_euclid(1000) as u32 * 1_000_000)
+                });
                 step.created = made.or_else(|| last.clone());
             }
             last = step.created.clone().or(last);
@@ -202,7 +210,10 @@ impl Engine {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments, reason = "each is a different thing that one solve needs, and all come from `build`")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a different thing that one solve needs, and all come from `build`"
+    )]
     fn solve(
         &self,
         request: &Request,
@@ -285,7 +296,9 @@ impl Engine {
 
 /// Fills in what `--metadata-file` and `--iidfile` hold.
 fn describe(response: &mut Response, exported: &Exported) -> Result<(), EngineError> {
-    let Some(root) = &exported.digest else { return Ok(()) };
+    let Some(root) = &exported.digest else {
+        return Ok(());
+    };
     response.image_id = Some(exported.config.unwrap_or(root.digest()));
     let metadata = &mut response.metadata;
     if let Some(config) = exported.config {
@@ -336,7 +349,13 @@ pub(crate) fn rendered(diagnostics: &[Diagnostic], source: &SourceFile) -> Engin
 }
 
 /// Adds step, place and the last output to what went wrong.
-fn step_error(graph: &Graph, vertex: VertexId, error: EngineError, worker: &BuildWorker, source: &SourceFile) -> EngineError {
+fn step_error(
+    graph: &Graph,
+    vertex: VertexId,
+    error: EngineError,
+    worker: &BuildWorker,
+    source: &SourceFile,
+) -> EngineError {
     let meta = &graph[vertex].meta;
     let tails = worker.tails.lock().unwrap_or_else(PoisonError::into_inner);
     let tail = tails.get(&vertex.index()).map(|t| String::from_utf8_lossy(t).into_owned()).unwrap_or_default();

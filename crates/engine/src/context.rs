@@ -1,7 +1,7 @@
 //! Build contexts: where files and the Dockerfile come from.
 
-use crate::request::{ContextInput, DockerfileInput, Request};
 use crate::net::Net;
+use crate::request::{ContextInput, DockerfileInput, Request};
 use crate::{EngineError, git, http};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -66,7 +66,12 @@ pub(crate) fn parse_git(text: &str) -> GitSource {
 }
 
 /// Prepares the main context and reads the Dockerfile.
-pub(crate) fn load(request: &Request, store: &Store, runtime: &tokio::runtime::Handle, net: &Net) -> Result<MainInput, EngineError> {
+pub(crate) fn load(
+    request: &Request,
+    store: &Store,
+    runtime: &tokio::runtime::Handle,
+    net: &Net,
+) -> Result<MainInput, EngineError> {
     let ssh = request.ssh.get("default").map(PathBuf::as_path);
     let (path, staging, remote) = match &request.context {
         ContextInput::Directory(path) => (path.clone(), None, false),
@@ -109,7 +114,9 @@ fn load_stream(request: &Request, store: &Store, bytes: &[u8]) -> Result<MainInp
 pub(crate) fn unpack(bytes: &[u8], work: &Path, target: &Path) -> Result<bool, EngineError> {
     let holder = work.join("archive");
     let file = holder.join("archive");
-    std::fs::create_dir(&holder).and_then(|()| std::fs::write(&file, bytes)).map_err(|e| EngineError::io("write", &file, e))?;
+    std::fs::create_dir(&holder)
+        .and_then(|()| std::fs::write(&file, bytes))
+        .map_err(|e| EngineError::io("write", &file, e))?;
     let never = |_: &str, _: &str| false;
     let options = CopyOptions {
         destination: Path::new("/"),
@@ -154,7 +161,9 @@ fn finish(request: &Request, path: PathBuf, staging: Option<Staging>, remote: bo
         }
         DockerfileInput::Path(file) => in_context(&context, &file.to_string_lossy())?,
         DockerfileInput::Default => match in_context(&context, "Dockerfile") {
-            Err(EngineError::Source(message)) => in_context(&context, "dockerfile").map_err(|_| EngineError::Source(message))?,
+            Err(EngineError::Source(message)) => {
+                in_context(&context, "dockerfile").map_err(|_| EngineError::Source(message))?
+            }
             found => found?,
         },
     };
@@ -188,7 +197,10 @@ fn read_regular(path: &Path) -> Result<Vec<u8>, EngineError> {
         EngineError::Source(format!("failed to read dockerfile: open {}: {}", path.display(), plain(&e)))
     })?;
     if !meta.is_file() || meta.len() > TEXT_MAX {
-        return Err(EngineError::Source(format!("failed to read dockerfile: {} is not a file of at most 16 MiB", path.display())));
+        return Err(EngineError::Source(format!(
+            "failed to read dockerfile: {} is not a file of at most 16 MiB",
+            path.display()
+        )));
     }
     std::fs::read(path).map_err(|e| EngineError::io("read", path, e))
 }
@@ -255,7 +267,9 @@ impl Named {
         }
         let path = PathBuf::from(value);
         if !path.is_dir() {
-            return Err(EngineError::Source(format!("build context `{value}` is not a directory, and no address of a known kind")));
+            return Err(EngineError::Source(format!(
+                "build context `{value}` is not a directory, and no address of a known kind"
+            )));
         }
         Ok(Self::Directory(path))
     }
@@ -297,7 +311,10 @@ mod tests {
 
     #[test]
     fn layouts_may_name_a_tag_or_digest() {
-        let layout = |path: &str, reference: Option<&str>| Named::Layout { path: path.into(), reference: reference.map(str::to_owned) };
+        let layout = |path: &str, reference: Option<&str>| Named::Layout {
+            path: path.into(),
+            reference: reference.map(str::to_owned),
+        };
         assert_eq!(Named::parse("oci-layout:///a/b").unwrap(), layout("/a/b", None));
         assert_eq!(Named::parse("oci-layout:///a/b:1").unwrap(), layout("/a/b", Some("1")));
         let digest = format!("sha256:{}", "0".repeat(64));

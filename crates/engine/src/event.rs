@@ -100,10 +100,13 @@ impl Events {
         let step = self.name(name);
         self.send(step, EventKind::Started);
         let result = work(step);
-        self.send(step, match &result {
-            Ok(_) => EventKind::Done,
-            Err(error) => EventKind::Failed(error.to_string()),
-        });
+        self.send(
+            step,
+            match &result {
+                Ok(_) => EventKind::Done,
+                Err(error) => EventKind::Failed(error.to_string()),
+            },
+        );
         result
     }
 

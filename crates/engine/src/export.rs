@@ -63,7 +63,9 @@ impl Exporter<'_> {
             OutputKind::Oci { dest, tar } => self.archive(output, dest, *tar, false),
             OutputKind::Docker { dest, tar } => self.archive(output, dest, *tar, true),
             OutputKind::Tar { dest } => self.step("exporting to client tarball", |_| self.tar(output, dest)),
-            OutputKind::Local { dest, delete } => self.step("exporting to client directory", |_| self.local(output, dest, *delete)),
+            OutputKind::Local { dest, delete } => {
+                self.step("exporting to client directory", |_| self.local(output, dest, *delete))
+            }
         }
     }
 
@@ -130,7 +132,8 @@ impl Exporter<'_> {
         }
         let mut blob = self.store.write_blob()?;
         let path = self.store.blob_path(item.digest());
-        archive::write_content(item, self.store, &StoreLayers, &mut blob).map_err(|e| EngineError::io("write", &path, e))?;
+        archive::write_content(item, self.store, &StoreLayers, &mut blob)
+            .map_err(|e| EngineError::io("write", &path, e))?;
         blob.finish(Some(item.digest()))?;
         Ok(())
     }
@@ -142,12 +145,18 @@ impl Exporter<'_> {
             let oci = output.oci_media_types.unwrap_or(!docker);
             let bundle = self.bundle(output, oci, output.packing, step)?;
             if docker && bundle.images.len() > 1 {
-                return Err(EngineError::Source("docker exporter does not currently support exporting manifest lists".into()));
+                return Err(EngineError::Source(
+                    "docker exporter does not currently support exporting manifest lists".into(),
+                ));
             }
             match (dest, tar) {
-                (Destination::Path(path), false) => archive::write_directory(path, &bundle, &names, docker, self.store, &StoreLayers)?,
+                (Destination::Path(path), false) => {
+                    archive::write_directory(path, &bundle, &names, docker, self.store, &StoreLayers)?
+                }
                 (dest, _) => {
-                    let write = |out: &mut dyn Write| Ok(archive::write_tar(out, &bundle, &names, docker, self.store, &StoreLayers)?);
+                    let write = |out: &mut dyn Write| {
+                        Ok(archive::write_tar(out, &bundle, &names, docker, self.store, &StoreLayers)?)
+                    };
                     to_destination(dest, write)?;
                 }
             }
@@ -234,7 +243,10 @@ fn summary(bundle: &Bundle, names: Vec<String>) -> Exported {
 }
 
 /// Opens a file or standard output for one archive. A file appears whole or not at all.
-fn to_destination(dest: &Destination, write: impl FnOnce(&mut dyn Write) -> Result<(), EngineError>) -> Result<(), EngineError> {
+fn to_destination(
+    dest: &Destination,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
     match dest {
         Destination::Stdout => {
             let mut out = io::BufWriter::with_capacity(1 << 20, io::stdout().lock());
@@ -261,7 +273,9 @@ fn annotations(request: &Request, output: &Output, platform: &Platform) -> Resul
     let own = output.annotations.iter().map(|(k, v)| format!("{k}={v}"));
     let mut out = Annotations::default();
     for text in request.annotations.iter().cloned().chain(own) {
-        let (key, value) = text.split_once('=').ok_or_else(|| EngineError::Source(format!("invalid annotation \"{text}\": expected key=value")))?;
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| EngineError::Source(format!("invalid annotation \"{text}\": expected key=value")))?;
         let (levels, key) = key.rsplit_once(':').unwrap_or(("manifest", key));
         for level in levels.split(',') {
             let (level, only) = match level.split_once('[') {
@@ -269,7 +283,8 @@ fn annotations(request: &Request, output: &Output, platform: &Platform) -> Resul
                 None => (level, None),
             };
             if let Some(only) = only {
-                let only = Platform::parse(only).map_err(|e| EngineError::Source(format!("annotation \"{text}\": {e}")))?;
+                let only =
+                    Platform::parse(only).map_err(|e| EngineError::Source(format!("annotation \"{text}\": {e}")))?;
                 if only != *platform {
                     continue;
                 }
@@ -279,7 +294,9 @@ fn annotations(request: &Request, output: &Output, platform: &Platform) -> Resul
                 "index" => &mut out.index,
                 "manifest-descriptor" => &mut out.manifest_descriptor,
                 "index-descriptor" => &mut out.index_descriptor,
-                other => return Err(EngineError::Source(format!("unknown annotation type \"{other}\" in \"{text}\""))),
+                other => {
+                    return Err(EngineError::Source(format!("unknown annotation type \"{other}\" in \"{text}\"")));
+                }
             };
             map.insert(key.to_owned(), value.to_owned());
         }

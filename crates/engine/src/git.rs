@@ -57,13 +57,20 @@ fn check_commit(source: &GitSource, commit: &Commit, tag: Option<&str>) -> Resul
 }
 
 /// Checks a commit out into the empty directory `target`, its `subdir` alone if there is one.
-pub(crate) fn checkout(source: &GitSource, commit: &Commit, target: &Path, work: &Path, ssh: Option<&Path>) -> Result<(), EngineError> {
+pub(crate) fn checkout(
+    source: &GitSource,
+    commit: &Commit,
+    target: &Path,
+    work: &Path,
+    ssh: Option<&Path>,
+) -> Result<(), EngineError> {
     let repository = work.join("repository");
     std::fs::create_dir_all(&repository).map_err(|e| EngineError::io("make", &repository, e))?;
     let git = |arguments: &[&str]| run(Some(&repository), ssh, arguments);
     git(&["init", "-q", "--template=", "."])?;
     git(&["remote", "add", "--", "origin", &source.remote])?;
-    let spec = if is_commit(&commit.reference) { commit.id.clone() } else { format!("{}:refs/xbuild/head", commit.reference) };
+    let spec =
+        if is_commit(&commit.reference) { commit.id.clone() } else { format!("{}:refs/xbuild/head", commit.reference) };
     let shallow = git(&["fetch", "-q", "--depth=1", "--no-tags", "--", "origin", &spec]);
     if shallow.is_err() {
         // A server that does not serve commits by number, or no shallow clones.
@@ -72,7 +79,11 @@ pub(crate) fn checkout(source: &GitSource, commit: &Commit, target: &Path, work:
     git(&["-c", "advice.detachedHead=false", "checkout", "-q", "--detach", &commit.id, "--"])?;
     let head = String::from_utf8_lossy(&git(&["rev-parse", "HEAD"])?).trim().to_owned();
     check_commit(source, &Commit { id: head, reference: String::new() }, None).or_else(|e| {
-        if source.checksum.as_deref().is_some_and(|s| commit.id.starts_with(s)) || !is_commit(&commit.reference) { Ok(()) } else { Err(e) }
+        if source.checksum.as_deref().is_some_and(|s| commit.id.starts_with(s)) || !is_commit(&commit.reference) {
+            Ok(())
+        } else {
+            Err(e)
+        }
     })?;
     if !source.skip_submodules && repository.join(".gitmodules").is_file() {
         git(&["submodule", "update", "-q", "--init", "--recursive", "--depth=1"])?;
@@ -106,9 +117,15 @@ fn check(source: &GitSource) -> Result<(), EngineError> {
     let scp_like = source.remote.split_once(':').is_some_and(|(host, _)| host.contains('@') && !host.contains('/'));
     let bad = |text: &str| text.starts_with('-') || text.chars().any(char::is_control);
     if !(allowed || scp_like) || bad(&source.remote) {
-        return Err(EngineError::Source(format!("`{}` is not a repository address (https, http, ssh, git)", redacted(&source.remote))));
+        return Err(EngineError::Source(format!(
+            "`{}` is not a repository address (https, http, ssh, git)",
+            redacted(&source.remote)
+        )));
     }
-    if bad(&source.reference) || source.reference.contains("..") || source.reference.contains([':', '*', '?', '[', '\\', ' ', '~', '^']) {
+    if bad(&source.reference)
+        || source.reference.contains("..")
+        || source.reference.contains([':', '*', '?', '[', '\\', ' ', '~', '^'])
+    {
         return Err(EngineError::Source(format!("`{}` is not a git reference", source.reference)));
     }
     Ok(())
@@ -121,9 +138,13 @@ fn is_commit(text: &str) -> bool {
 /// Runs git with a clean environment; its error text, shortened, is the error.
 fn run(directory: Option<&Path>, ssh: Option<&Path>, arguments: &[&str]) -> Result<Vec<u8>, EngineError> {
     let mut command = Command::new("git");
-    command.args(["-c", "core.hooksPath=/dev/null", "-c", "protocol.allow=user", "-c", "safe.directory=*"]).args(arguments);
+    command
+        .args(["-c", "core.hooksPath=/dev/null", "-c", "protocol.allow=user", "-c", "safe.directory=*"])
+        .args(arguments);
     command.current_dir(directory.unwrap_or(Path::new("/")));
-    for inherited in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_SSH_COMMAND"] {
+    for inherited in
+        ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_SSH_COMMAND"]
+    {
         command.env_remove(inherited);
     }
     command.env("GIT_TERMINAL_PROMPT", "0").env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");
@@ -132,7 +153,9 @@ fn run(directory: Option<&Path>, ssh: Option<&Path>, arguments: &[&str]) -> Resu
         Some(socket) => command.env("SSH_AUTH_SOCK", socket),
         None => command.env_remove("SSH_AUTH_SOCK"),
     };
-    let output = command.output().map_err(|e| EngineError::Source(format!("cannot run git: {e}; install it to use repositories")))?;
+    let output = command
+        .output()
+        .map_err(|e| EngineError::Source(format!("cannot run git: {e}; install it to use repositories")))?;
     if output.status.success() {
         return Ok(output.stdout);
     }

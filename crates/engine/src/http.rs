@@ -70,7 +70,8 @@ fn file_name(disposition: &str) -> Option<String> {
 
 /// One path component without control characters.
 fn safe(name: &str) -> Option<String> {
-    let good = !name.is_empty() && name != "." && name != ".." && name.len() < 256 && !name.chars().any(char::is_control);
+    let good =
+        !name.is_empty() && name != "." && name != ".." && name.len() < 256 && !name.chars().any(char::is_control);
     good.then(|| name.to_owned())
 }
 

@@ -64,7 +64,8 @@ pub(crate) struct Images<'a> {
 impl Images<'_> {
     /// Resolves a name: first in the store, unless `fresh`, then in the registry.
     pub(crate) fn resolve(&self, name: &str, platform: &Platform, fresh: bool) -> Result<ResolvedImage, EngineError> {
-        let reference: Reference = name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+        let reference: Reference =
+            name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
         if !fresh && let Some(image) = self.store.image(&reference.to_string())? {
             return self.resolve_digest(&reference.to_string(), image.target, &Origin::Store, platform);
         }
@@ -80,7 +81,12 @@ impl Images<'_> {
     }
 
     /// Resolves an OCI layout, by tag, digest, or the only entry of its index.
-    pub(crate) fn resolve_layout(&self, path: &Path, reference: Option<&str>, platform: &Platform) -> Result<ResolvedImage, EngineError> {
+    pub(crate) fn resolve_layout(
+        &self,
+        path: &Path,
+        reference: Option<&str>,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, EngineError> {
         let shown = format!("oci-layout://{}", path.display());
         let origin = Origin::Layout(path.to_owned());
         let bytes = read_bounded(&path.join("index.json"), Document::MAX_SIZE as u64)?;
@@ -92,12 +98,18 @@ impl Images<'_> {
             Some(reference) if d.digest.to_string() == reference => true,
             Some(reference) => {
                 let names = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
-                names.iter().filter_map(|n| d.annotations.get(*n)).any(|n| n == reference || n.ends_with(&format!(":{reference}")))
+                names
+                    .iter()
+                    .filter_map(|n| d.annotations.get(*n))
+                    .any(|n| n == reference || n.ends_with(&format!(":{reference}")))
             }
         };
         let entries: Vec<Descriptor> = index.manifests.iter().filter(named).cloned().collect();
         match entries.as_slice() {
-            [] => Err(EngineError::Source(format!("{shown}: nothing in its index is named `{}`", reference.unwrap_or("")))),
+            [] => Err(EngineError::Source(format!(
+                "{shown}: nothing in its index is named `{}`",
+                reference.unwrap_or("")
+            ))),
             [one] => self.resolve_digest(&shown, one.digest, &origin, platform),
             several => {
                 let index = Index { manifests: several.to_vec(), ..index };
@@ -107,7 +119,13 @@ impl Images<'_> {
         }
     }
 
-    fn resolve_digest(&self, shown: &str, digest: Digest, origin: &Origin, platform: &Platform) -> Result<ResolvedImage, EngineError> {
+    fn resolve_digest(
+        &self,
+        shown: &str,
+        digest: Digest,
+        origin: &Origin,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, EngineError> {
         let mut digest = digest;
         for _ in 0..MAX_NESTING {
             let bytes = self.document(shown, digest, origin)?;
@@ -115,13 +133,21 @@ impl Images<'_> {
                 Document::Index(index) => {
                     digest = choose(&index, platform).ok_or_else(|| no_match(shown, platform))?.digest;
                 }
-                Document::Manifest(manifest) => return self.resolve_manifest(shown, digest, &manifest, origin),
+                Document::Manifest(manifest) => {
+                    return self.resolve_manifest(shown, digest, &manifest, origin);
+                }
             }
         }
         Err(EngineError::Source(format!("{shown}: its indexes are nested deeper than {MAX_NESTING}")))
     }
 
-    fn resolve_manifest(&self, shown: &str, digest: Digest, manifest: &Manifest, origin: &Origin) -> Result<ResolvedImage, EngineError> {
+    fn resolve_manifest(
+        &self,
+        shown: &str,
+        digest: Digest,
+        manifest: &Manifest,
+        origin: &Origin,
+    ) -> Result<ResolvedImage, EngineError> {
         if manifest.config.size > CONFIG_MAX {
             return Err(EngineError::Source(format!("{shown}: its configuration has {} bytes", manifest.config.size)));
         }
@@ -130,10 +156,14 @@ impl Images<'_> {
             .map_err(|e| EngineError::Source(format!("{shown}: its configuration cannot be read: {e}")))?;
         let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
         if layers != diff_ids {
-            return Err(EngineError::Source(format!("{shown}: the manifest has {layers} layers, the configuration {diff_ids}")));
+            return Err(EngineError::Source(format!(
+                "{shown}: the manifest has {layers} layers, the configuration {diff_ids}"
+            )));
         }
         if layers > LAYERS_MAX {
-            return Err(EngineError::Source(format!("{shown}: it has {layers} layers; at most {LAYERS_MAX} are taken")));
+            return Err(EngineError::Source(format!(
+                "{shown}: it has {layers} layers; at most {LAYERS_MAX} are taken"
+            )));
         }
         let chain = config.rootfs.diff_ids.iter().fold(None, |below, id| Some(Digest::chain(below, *id)));
         let source = ImageSource {
@@ -141,7 +171,8 @@ impl Images<'_> {
             manifest: digest.to_string(),
             chain_id: chain.map(|c| c.to_string()).unwrap_or_default(),
             origin: origin.to_text(),
-            platform: (!config.os.is_empty()).then(|| Platform::new(&config.os, &config.architecture, config.variant.as_deref())),
+            platform: (!config.os.is_empty())
+                .then(|| Platform::new(&config.os, &config.architecture, config.variant.as_deref())),
         };
         Ok(ResolvedImage { source, config })
     }
@@ -172,7 +203,12 @@ impl Images<'_> {
         })
     }
 
-    fn small(&self, shown: &str, digest: Digest, fetch: impl FnOnce() -> Result<Vec<u8>, EngineError>) -> Result<Vec<u8>, EngineError> {
+    fn small(
+        &self,
+        shown: &str,
+        digest: Digest,
+        fetch: impl FnOnce() -> Result<Vec<u8>, EngineError>,
+    ) -> Result<Vec<u8>, EngineError> {
         if self.store.has_blob(digest)?.is_some()
             && let Ok(bytes) = self.store.read_blob(digest)
         {
@@ -195,7 +231,9 @@ impl Images<'_> {
         let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, "") else {
             return Err(EngineError::Internal(format!("{digest} is no manifest")));
         };
-        if let Some(tree) = self.store.manifest_tree(digest)?.filter(|t| *t == TreeId::EMPTY || self.store.tree(*t).is_ok()) {
+        if let Some(tree) =
+            self.store.manifest_tree(digest)?.filter(|t| *t == TreeId::EMPTY || self.store.tree(*t).is_ok())
+        {
             return Ok(tree);
         }
         let config = self.config(&source.reference, &manifest.config, &origin)?;
@@ -240,7 +278,13 @@ impl Images<'_> {
         finished.into_results()
     }
 
-    fn unpack_one(&self, layer: &Descriptor, diff_id: Digest, job: &Unpack<'_>, base: Base<'_>) -> Result<Staging, EngineError> {
+    fn unpack_one(
+        &self,
+        layer: &Descriptor,
+        diff_id: Digest,
+        job: &Unpack<'_>,
+        base: Base<'_>,
+    ) -> Result<Staging, EngineError> {
         self.bring(layer, job.origin, job.shown, job.events, job.step)?;
         let path = self.store.blob_path(layer.digest);
         let file = std::fs::File::open(&path).map_err(|e| EngineError::io("open", &path, e))?;
@@ -267,7 +311,14 @@ impl Images<'_> {
     }
 
     /// Brings the blob of a layer into the store, verified.
-    fn bring(&self, layer: &Descriptor, origin: &Origin, shown: &str, events: &Events, step: StepId) -> Result<(), EngineError> {
+    fn bring(
+        &self,
+        layer: &Descriptor,
+        origin: &Origin,
+        shown: &str,
+        events: &Events,
+        step: StepId,
+    ) -> Result<(), EngineError> {
         if self.store.has_blob(layer.digest)?.is_some() {
             return Ok(());
         }
@@ -290,12 +341,18 @@ impl Images<'_> {
             Origin::Layout(path) => {
                 let from = layout_blob(path, layer.digest);
                 let file = std::fs::File::open(&from).map_err(|e| EngineError::io("open", &from, e))?;
-                std::io::copy(&mut file.take(layer.size.saturating_add(1)), &mut blob).map_err(|e| EngineError::io("copy", &from, e))?;
+                std::io::copy(&mut file.take(layer.size.saturating_add(1)), &mut blob)
+                    .map_err(|e| EngineError::io("copy", &from, e))?;
                 if blob.size() != layer.size {
-                    return Err(EngineError::Source(format!("{shown}: the layer {} does not have {} bytes", layer.digest, layer.size)));
+                    return Err(EngineError::Source(format!(
+                        "{shown}: the layer {} does not have {} bytes",
+                        layer.digest, layer.size
+                    )));
                 }
             }
-            Origin::Store => return Err(EngineError::Source(format!("{shown}: the layer {} is not in the store", layer.digest))),
+            Origin::Store => {
+                return Err(EngineError::Source(format!("{shown}: the layer {} is not in the store", layer.digest)));
+            }
         }
         blob.finish(Some(layer.digest))?;
         Ok(())
@@ -342,7 +399,9 @@ impl Finished {
         for result in results[..n].iter().rev().flatten() {
             match result {
                 Ok(staging) => dirs.push(staging.path().join("fs")),
-                Err(_) => return Err(TreeError::Archive(std::io::Error::other("a layer below could not be unpacked"))),
+                Err(_) => {
+                    return Err(TreeError::Archive(std::io::Error::other("a layer below could not be unpacked")));
+                }
             }
         }
         dirs.extend_from_slice(below);
@@ -399,7 +458,9 @@ fn decompressed(file: std::fs::File) -> std::io::Result<(Box<dyn Read>, Packing)
 fn choose<'a>(index: &'a Index, platform: &Platform) -> Option<&'a Descriptor> {
     let real = |d: &&Descriptor| d.platform.as_ref().is_none_or(|p| p.os != "unknown");
     let fit = |d: &'a Descriptor| {
-        let Some(spec) = &d.platform else { return Some((100, d)) };
+        let Some(spec) = &d.platform else {
+            return Some((100, d));
+        };
         let own = Platform::new(&spec.os, &spec.architecture, spec.variant.as_deref());
         platform.accepts(&own).map(|distance| (distance, d))
     };

@@ -102,7 +102,9 @@ impl Engine {
             let same = found.manifest.config.digest.hex().starts_with(wanted) || image.target.hex().starts_with(wanted);
             match &mut matches {
                 Some((names, first)) if same && first.digest == found.digest => names.push(image.name),
-                Some(_) if same => return Err(EngineError::Source(format!("several images have an ID that begins with {wanted}"))),
+                Some(_) if same => {
+                    return Err(EngineError::Source(format!("several images have an ID that begins with {wanted}")));
+                }
                 None if same => matches = Some((vec![image.name], found)),
                 _ => {}
             }
@@ -113,20 +115,25 @@ impl Engine {
     fn find_target(&self, name: &str, target: Digest, platform: &Platform) -> Result<Found, EngineError> {
         let mut digest = target;
         loop {
-            match Document::parse(&self.store().read_blob(digest)?, "").map_err(|e| EngineError::Source(format!("{name}: {e}")))? {
+            match Document::parse(&self.store().read_blob(digest)?, "")
+                .map_err(|e| EngineError::Source(format!("{name}: {e}")))?
+            {
                 Document::Index(index) => {
                     let real = |d: &&Descriptor| d.platform.as_ref().is_none_or(|p| p.os != "unknown");
                     let fits = |d: &&Descriptor| {
-                        let own = d.platform.as_ref().map(|p| Platform::new(&p.os, &p.architecture, p.variant.as_deref()));
+                        let own =
+                            d.platform.as_ref().map(|p| Platform::new(&p.os, &p.architecture, p.variant.as_deref()));
                         own.is_none_or(|own| platform.accepts(&own).is_some())
                     };
                     let mut manifests = index.manifests.iter().filter(real);
                     let chosen = manifests.clone().find(fits).or_else(|| manifests.next());
-                    digest = chosen.ok_or_else(|| EngineError::Source(format!("{name}: an index without images")))?.digest;
+                    digest =
+                        chosen.ok_or_else(|| EngineError::Source(format!("{name}: an index without images")))?.digest;
                 }
                 Document::Manifest(manifest) => {
                     let config = self.store().read_blob(manifest.config.digest)?;
-                    let config = serde_json::from_slice(&config).map_err(|e| EngineError::Source(format!("{name}: {e}")))?;
+                    let config =
+                        serde_json::from_slice(&config).map_err(|e| EngineError::Source(format!("{name}: {e}")))?;
                     return Ok(Found { target, digest, manifest, config });
                 }
             }
@@ -139,7 +146,9 @@ impl Engine {
             return Ok(tree);
         }
         let chain = found.config.rootfs.diff_ids.iter().fold(None, |below, id| Some(Digest::chain(below, *id)));
-        let Some(chain) = chain else { return Ok(TreeId::EMPTY) };
+        let Some(chain) = chain else {
+            return Ok(TreeId::EMPTY);
+        };
         let tree = self.store().tree_by_chain(chain)?;
         tree.ok_or_else(|| EngineError::Source(format!("the files of {} are not unpacked", found.digest)))
     }
@@ -147,9 +156,12 @@ impl Engine {
     /// What `inspect` shows, in docker's form.
     pub fn inspect(&self, name: &str) -> Result<Value, EngineError> {
         let (_, found) = self.find(name, &Platform::host())?;
-        let names: Vec<String> = self.store().images()?.into_iter().filter(|i| i.target == found.target).map(|i| i.name).collect();
-        let tags: Vec<String> = names.iter().filter_map(|n| n.parse::<Reference>().ok()).map(|r| r.familiar()).collect();
-        let digests: Vec<String> = tags.iter().filter_map(|t| Some(format!("{}@{}", t.rsplit_once(':')?.0, found.target))).collect();
+        let names: Vec<String> =
+            self.store().images()?.into_iter().filter(|i| i.target == found.target).map(|i| i.name).collect();
+        let tags: Vec<String> =
+            names.iter().filter_map(|n| n.parse::<Reference>().ok()).map(|r| r.familiar()).collect();
+        let digests: Vec<String> =
+            tags.iter().filter_map(|t| Some(format!("{}@{}", t.rsplit_once(':')?.0, found.target))).collect();
         let sizes = self.tree_sizes()?;
         let layers = self.store().layers(self.tree_of(&found)?)?;
         let size: u64 = layers.iter().map(|l| sizes.get(&l.id).copied().unwrap_or(0)).sum();
@@ -179,7 +191,8 @@ impl Engine {
         let mut layers = layers.iter();
         let mut lines = Vec::new();
         for step in &found.config.history {
-            let size = if step.empty_layer { 0 } else { layers.next().and_then(|l| sizes.get(&l.id).copied()).unwrap_or(0) };
+            let size =
+                if step.empty_layer { 0 } else { layers.next().and_then(|l| sizes.get(&l.id).copied()).unwrap_or(0) };
             lines.push(HistoryLine {
                 created: step.created.clone().unwrap_or_default(),
                 created_by: step.created_by.clone(),
@@ -217,7 +230,9 @@ impl Engine {
     /// Writes images as one archive that `docker load` and every OCI tool read.
     pub fn save(&self, names: &[String], out: &mut dyn Write) -> Result<(), EngineError> {
         let [name] = names else {
-            return Err(EngineError::Source("several images in one archive are not there yet: save them one by one".into()));
+            return Err(EngineError::Source(
+                "several images in one archive are not there yet: save them one by one".into(),
+            ));
         };
         let (full, found) = self.find(name, &Platform::host())?;
         let bundle = self.bundle_of(&found)?;
@@ -232,7 +247,9 @@ impl Engine {
             let content = match (self.store().has_blob(descriptor.digest)?, trees.get(n)) {
                 (Some(_), _) => Content::File(self.store().blob_path(descriptor.digest)),
                 (None, Some(tree)) if descriptor.digest == *diff_id => Content::Layer { tree: tree.id, clamp: None },
-                _ => return Err(EngineError::Source(format!("the layer {} is not in the store", descriptor.digest))),
+                _ => {
+                    return Err(EngineError::Source(format!("the layer {} is not in the store", descriptor.digest)));
+                }
             };
             layers.push(Layer { diff_id: *diff_id, item: Item { descriptor: descriptor.clone(), content } });
         }
@@ -254,14 +271,16 @@ impl Engine {
 
     /// Fetches an image and unpacks it.
     pub fn pull(&self, name: &str, platform: Option<&Platform>, sink: Arc<Sink>) -> Result<Digest, EngineError> {
-        let reference: Reference = name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+        let reference: Reference =
+            name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let events = Events::new(sink);
         let images = self.images();
         let resolved = events.step(&format!("pulling {reference}"), |step| {
             let resolved = images.resolve(name, &platform, true)?;
             let tree = images.unpack(&resolved.source, &events, step)?;
-            let manifest: Digest = resolved.source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;
+            let manifest: Digest =
+                resolved.source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;
             self.store().set_manifest_tree(manifest, tree)?;
             Ok::<_, EngineError>(manifest)
         })?;
@@ -334,7 +353,8 @@ impl Engine {
         let tag = entry.annotations.get("org.opencontainers.image.ref.name").filter(|t| t.contains(['/', ':']));
         match name.or(tag) {
             Some(name) => {
-                let full: Reference = name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+                let full: Reference =
+                    name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
                 self.store().name_image(&[full.to_string()], manifest)?;
                 Ok(full.familiar())
             }

@@ -62,7 +62,8 @@ fn dependencies(graph: &Graph) -> Vec<Value> {
 fn steps(graph: &Graph) -> Vec<Value> {
     let one = |id| {
         let vertex = &graph[id];
-        let inputs: Vec<String> = vertex.inputs.iter().map(|e| format!("step{}:{}", e.vertex.index(), e.output)).collect();
+        let inputs: Vec<String> =
+            vertex.inputs.iter().map(|e| format!("step{}:{}", e.vertex.index(), e.output)).collect();
         json!({"id": format!("step{}", id.index()), "name": vertex.meta.name, "inputs": inputs})
     };
     graph.in_order().into_iter().map(one).collect()
@@ -92,7 +93,8 @@ pub(crate) fn attach(image: &Image, predicate: &Value) -> Attached {
         annotations: BTreeMap::new(),
     };
     let mut manifest = Item::of(MediaType::OCI_MANIFEST, canonical(&manifest));
-    manifest.descriptor.platform = Some(PlatformSpec { architecture: "unknown".into(), os: "unknown".into(), ..PlatformSpec::default() });
+    manifest.descriptor.platform =
+        Some(PlatformSpec { architecture: "unknown".into(), os: "unknown".into(), ..PlatformSpec::default() });
     manifest.descriptor.annotations = annotations(subject);
     Attached { manifest, items: vec![layer, config] }
 }

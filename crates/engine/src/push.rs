@@ -29,11 +29,14 @@ const CHUNK: usize = 256 << 10;
 impl Pusher<'_> {
     /// Makes `name` mean `bundle` in its registry.
     pub(crate) fn push(&self, name: &str, bundle: &Bundle, step: StepId) -> Result<(), EngineError> {
-        let reference: Reference = name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+        let reference: Reference =
+            name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
         let root = bundle.root().digest();
         let (mut blobs, mut manifests) = (Vec::new(), Vec::new());
         for item in bundle.items() {
-            match MediaType::is_manifest(&item.descriptor.media_type) || MediaType::is_index(&item.descriptor.media_type) {
+            match MediaType::is_manifest(&item.descriptor.media_type)
+                || MediaType::is_index(&item.descriptor.media_type)
+            {
                 true => manifests.push(item),
                 false => blobs.push(item),
             }
@@ -42,7 +45,9 @@ impl Pusher<'_> {
             let uploads = blobs.iter().map(|item| self.blob(&reference, item, step));
             stream::iter(uploads).buffer_unordered(UPLOADS).try_collect::<()>().await?;
             for item in manifests {
-                let Content::Bytes(bytes) = &item.content else { continue };
+                let Content::Bytes(bytes) = &item.content else {
+                    continue;
+                };
                 let tag = reference.tag.clone().filter(|_| item.digest() == root);
                 let place = Reference { tag, digest: None, ..reference.clone() };
                 self.net.registry()?.push_manifest(&place, &item.descriptor.media_type, bytes.clone()).await?;
@@ -55,7 +60,8 @@ impl Pusher<'_> {
         let short: String = item.digest().hex().chars().take(12).collect();
         let total = item.descriptor.size;
         let report = |name: &str| {
-            self.events.send(step, EventKind::Transfer { name: format!("{name} sha256:{short}"), current: total, total });
+            self.events
+                .send(step, EventKind::Transfer { name: format!("{name} sha256:{short}"), current: total, total });
         };
         if self.net.registry()?.has_blob(reference, item.digest()).await? {
             report("exists");
@@ -75,7 +81,8 @@ impl Pusher<'_> {
         let (item, store) = (item.clone(), self.store.clone());
         std::thread::spawn(move || {
             let mut out = io::BufWriter::with_capacity(CHUNK, ChannelWriter(send.clone()));
-            let written = archive::write_content(&item, &store, &crate::export::StoreLayers, &mut out).and_then(|()| out.flush());
+            let written =
+                archive::write_content(&item, &store, &crate::export::StoreLayers, &mut out).and_then(|()| out.flush());
             if let Err(error) = written {
                 // The other side is gone if this cannot be told.
                 let _ = send.blocking_send(Err(error));

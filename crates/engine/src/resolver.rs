@@ -25,7 +25,8 @@ pub(crate) struct BuildResolver<'a> {
 impl BuildResolver<'_> {
     fn image(&self, name: &str, platform: &Platform) -> Result<ResolvedImage, EngineError> {
         let shown = name.parse::<xbuild_oci::Reference>().map_or_else(|_| name.to_owned(), |r| r.to_string());
-        self.events.step(&format!("[internal] load metadata for {shown}"), |_| self.images.resolve(name, platform, self.fresh))
+        self.events
+            .step(&format!("[internal] load metadata for {shown}"), |_| self.images.resolve(name, platform, self.fresh))
     }
 
     fn named(&self, name: &str, named: &Named, platform: &Platform) -> Result<NamedContext, EngineError> {
@@ -49,7 +50,9 @@ impl BuildResolver<'_> {
 impl Resolver for BuildResolver<'_> {
     fn images(&self, requests: &[ImageRequest]) -> Vec<Result<ResolvedImage, ResolveError>> {
         std::thread::scope(|scope| {
-            let ask = |r| scope.spawn(move || self.image(&ImageRequest::clone(r).reference, &r.platform).map_err(|e| said(&e)));
+            let ask = |r| {
+                scope.spawn(move || self.image(&ImageRequest::clone(r).reference, &r.platform).map_err(|e| said(&e)))
+            };
             let threads: Vec<_> = requests.iter().map(ask).collect();
             let died = || Err(ResolveError { message: "the resolver died".into() });
             threads.into_iter().map(|t| t.join().unwrap_or_else(|_| died())).collect()
@@ -57,7 +60,9 @@ impl Resolver for BuildResolver<'_> {
     }
 
     fn named_context(&self, name: &str, platform: &Platform) -> Result<Option<NamedContext>, ResolveError> {
-        let Some(named) = self.named.get(name) else { return Ok(None) };
+        let Some(named) = self.named.get(name) else {
+            return Ok(None);
+        };
         self.named(name, named, platform).map(Some).map_err(|e| said(&e))
     }
 

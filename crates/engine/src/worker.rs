@@ -92,9 +92,11 @@ impl BuildWorker {
         let locals = self.locals.lock().unwrap_or_else(PoisonError::into_inner);
         let known = locals.get(&vertex.index());
         let of = |(n, output): (usize, &Output)| match output {
-            Output::Local(_) => known.and_then(|k| k.get(n).copied().flatten()).map_or(Fact::Unknown, |k| Fact::Digest(k.0)),
+            Output::Local(_) => {
+                known.and_then(|k| k.get(n).copied().flatten()).map_or(Fact::Unknown, |k| Fact::Digest(k.0))
+            }
             Output::Tree(tree) if select::is_selective(&graph[vertex].op, n) => Fact::Selection(*tree),
-            Output::Tree(tree) => Fact::Tree(*tree),
+            Output::Tree(tree) => Fact::Tree(*tree, CacheKey(graph[graph[vertex].inputs[n].vertex].op_digest.0)),
         };
         inputs.iter().enumerate().map(of).collect()
     }
@@ -107,7 +109,10 @@ impl BuildWorker {
             let digest = match fact {
                 Fact::Unknown => return Ok(None),
                 Fact::Digest(digest) => *digest,
-                Fact::Tree(tree) => ops::content::of_tree(&self.store, *tree)?,
+                Fact::Tree(tree, producer) => {
+                    hash.update(&producer.0);
+                    ops::content::of_tree(&self.store, *tree)?
+                }
                 Fact::Selection(tree) => select::digest_of_tree(&self.store, &graph[vertex].op, n, *tree)?,
             };
             hash.update(&digest);
@@ -116,13 +121,22 @@ impl BuildWorker {
     }
 
     /// The result key, if any record could answer to it: computing it reads files.
-    fn result_key_if_useful(&self, graph: &Graph, vertex: VertexId, facts: &[Fact]) -> Result<Option<[u8; 32]>, EngineError> {
+    fn result_key_if_useful(
+        &self,
+        graph: &Graph,
+        vertex: VertexId,
+        facts: &[Fact],
+    ) -> Result<Option<[u8; 32]>, EngineError> {
         if !self.store.knows_op(&graph[vertex].op_digest.0)? {
             return Ok(None);
         }
-        let Some(wanted) = self.result_key(graph, vertex, facts)? else { return Ok(None) };
+        let Some(wanted) = self.result_key(graph, vertex, facts)? else {
+            return Ok(None);
+        };
         for candidate in self.store.records_without_result_key(&graph[vertex].op_digest.0, CANDIDATES)? {
-            let Some(facts) = Fact::parse_all(&candidate.inputs, &self.store) else { continue };
+            let Some(facts) = Fact::parse_all(&candidate.inputs, &self.store) else {
+                continue;
+            };
             // A candidate whose files cannot be read any more is no candidate.
             if let Ok(Some(key)) = self.result_key(graph, vertex, &facts) {
                 self.store.set_result_key(candidate.id, &key)?;
@@ -194,10 +208,20 @@ impl Worker for BuildWorker {
         Ok(self.usable(self.store.find_record(&key.0)?))
     }
 
-    fn find_by_inputs(&self, graph: &Graph, vertex: VertexId, key: CacheKey, inputs: &[Output]) -> Result<Option<Output>, EngineError> {
+    fn find_by_inputs(
+        &self,
+        graph: &Graph,
+        vertex: VertexId,
+        key: CacheKey,
+        inputs: &[Output],
+    ) -> Result<Option<Output>, EngineError> {
         let facts = self.facts(graph, vertex, inputs);
-        let Some(result_key) = self.result_key_if_useful(graph, vertex, &facts)? else { return Ok(None) };
-        let Some(record) = self.store.find_result(&result_key)? else { return Ok(None) };
+        let Some(result_key) = self.result_key_if_useful(graph, vertex, &facts)? else {
+            return Ok(None);
+        };
+        let Some(record) = self.store.find_result(&result_key)? else {
+            return Ok(None);
+        };
         let id = record.id;
         let output = self.usable(Some(record));
         if output.is_some() {
@@ -207,7 +231,9 @@ impl Worker for BuildWorker {
     }
 
     fn run(&self, task: Task<'_, Output>) -> Result<Output, EngineError> {
-        let Some(key) = task.key else { return self.execute(&task) };
+        let Some(key) = task.key else {
+            return self.execute(&task);
+        };
         // Equal work of other builds and processes is waited for, not repeated.
         let stop = || task.cancel.is_set();
         let lock = self.store.lock(&format!("step-{key}"), &stop)?;
@@ -219,7 +245,9 @@ impl Worker for BuildWorker {
         }
         let began = Instant::now();
         let output = self.execute(&task)?;
-        let Output::Tree(tree) = output else { return Ok(output) };
+        let Output::Tree(tree) = output else {
+            return Ok(output);
+        };
         let vertex = &task.graph[task.vertex];
         let facts = self.facts(task.graph, task.vertex, task.inputs);
         let new = NewRecord {
@@ -243,8 +271,9 @@ enum Fact {
     Unknown,
     /// Local files with this digest.
     Digest([u8; 32]),
-    /// All of a tree.
-    Tree(TreeId),
+    /// All of a tree, and the op that made it: an instruction that was rewritten counts as a change, as in Docker, even if it
+    /// makes the same files; one that ran again for another reason does not.
+    Tree(TreeId, CacheKey),
     /// The selected paths of a tree.
     Selection(TreeId),
 }
@@ -254,7 +283,7 @@ impl Fact {
         let words = facts.iter().map(|fact| match fact {
             Self::Unknown => "?".to_owned(),
             Self::Digest(digest) => format!("d{}", CacheKey(*digest)),
-            Self::Tree(tree) => format!("t{}", tree.number()),
+            Self::Tree(tree, producer) => format!("t{}:{producer}", tree.number()),
             Self::Selection(tree) => format!("s{}", tree.number()),
         });
         words.collect::<Vec<_>>().join(" ")
@@ -268,7 +297,11 @@ impl Fact {
         };
         let one = |word: &str| match word.split_at_checked(1)? {
             ("d", hex) => blake3::Hash::from_hex(hex).ok().map(|h| Self::Digest(*h.as_bytes())),
-            ("t", number) => tree(number).map(Self::Tree),
+            ("t", pair) => {
+                let (number, producer) = pair.split_once(':')?;
+                let producer = blake3::Hash::from_hex(producer).ok()?;
+                tree(number).map(|tree| Self::Tree(tree, CacheKey(*producer.as_bytes())))
+            }
             ("s", number) => tree(number).map(Self::Selection),
             _ => None,
         };

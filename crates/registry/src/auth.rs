@@ -45,9 +45,7 @@ pub struct Credentials {
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials")
-            .field("hosts", &self.auths.keys().collect::<Vec<_>>())
-            .finish_non_exhaustive()
+        f.debug_struct("Credentials").field("hosts", &self.auths.keys().collect::<Vec<_>>()).finish_non_exhaustive()
     }
 }
 
@@ -82,10 +80,7 @@ impl Credentials {
     /// Reads `config.json` in `directory`; a missing file has no credentials.
     pub fn load(directory: &Path) -> Result<Self, CredentialError> {
         let path = directory.join("config.json");
-        let fail = |why: String| CredentialError::Config {
-            path: path.display().to_string(),
-            why,
-        };
+        let fail = |why: String| CredentialError::Config { path: path.display().to_string(), why };
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -94,23 +89,12 @@ impl Credentials {
         let config: Config = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
         let mut auths = HashMap::new();
         for (host, entry) in config.auths {
-            if let Some(login) = entry
-                .login()
-                .map_err(|why| fail(format!("`auths.{host}` {why}")))?
-            {
+            if let Some(login) = entry.login().map_err(|why| fail(format!("`auths.{host}` {why}")))? {
                 auths.insert(normal_host(&host), login);
             }
         }
-        let helpers = config
-            .cred_helpers
-            .into_iter()
-            .map(|(host, helper)| (normal_host(&host), helper))
-            .collect();
-        Ok(Self {
-            auths,
-            helpers,
-            store: config.creds_store.filter(|s| !s.is_empty()),
-        })
+        let helpers = config.cred_helpers.into_iter().map(|(host, helper)| (normal_host(&host), helper)).collect();
+        Ok(Self { auths, helpers, store: config.creds_store.filter(|s| !s.is_empty()) })
     }
 
     /// The login for a host, from a helper or the file. Blocks while a helper runs.
@@ -131,30 +115,18 @@ impl Entry {
         if !self.auth.is_empty() {
             let plain = decode_base64(&self.auth).ok_or("has an `auth` that is not base64")?;
             let plain = String::from_utf8(plain).map_err(|_| "has an `auth` that is not text")?;
-            let (user, password) = plain
-                .split_once(':')
-                .ok_or("has an `auth` without a colon")?;
+            let (user, password) = plain.split_once(':').ok_or("has an `auth` without a colon")?;
             let password = password.trim_end_matches('\0').to_owned();
-            return Ok(Some(Login {
-                user: user.to_owned(),
-                password,
-                identity_token: token,
-            }));
+            return Ok(Some(Login { user: user.to_owned(), password, identity_token: token }));
         }
         let some = !self.username.is_empty() || token.is_some();
-        Ok(some.then_some(Login {
-            user: self.username,
-            password: self.password,
-            identity_token: token,
-        }))
+        Ok(some.then_some(Login { user: self.username, password: self.password, identity_token: token }))
     }
 }
 
 /// `https://index.docker.io/v1/` and `docker.io` are one host; schemes and paths do not count.
 fn normal_host(host: &str) -> String {
-    let host = host
-        .trim_start_matches("https://")
-        .trim_start_matches("http://");
+    let host = host.trim_start_matches("https://").trim_start_matches("http://");
     let host = host.split('/').next().unwrap_or(host);
     match host {
         "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
@@ -163,18 +135,11 @@ fn normal_host(host: &str) -> String {
 }
 
 fn ask_helper(helper: &str, host: &str) -> Result<Option<Login>, CredentialError> {
-    let fail = |why: String| CredentialError::Helper {
-        helper: helper.to_owned(),
-        why,
-    };
+    let fail = |why: String| CredentialError::Helper { helper: helper.to_owned(), why };
     if helper.contains('/') {
         return Err(fail("its name has a slash".to_owned()));
     }
-    let server = if host == "docker.io" {
-        "https://index.docker.io/v1/"
-    } else {
-        host
-    };
+    let server = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
     let mut child = Command::new(format!("docker-credential-{helper}"))
         .arg("get")
         .stdin(Stdio::piped())
@@ -194,19 +159,10 @@ fn ask_helper(helper: &str, host: &str) -> Result<Option<Login>, CredentialError
         }
         return Err(fail(text.trim().chars().take(200).collect()));
     }
-    let answer: HelperAnswer =
-        serde_json::from_slice(&output.stdout).map_err(|e| fail(e.to_string()))?;
+    let answer: HelperAnswer = serde_json::from_slice(&output.stdout).map_err(|e| fail(e.to_string()))?;
     Ok(Some(match answer.username.as_str() {
-        "<token>" => Login {
-            user: String::new(),
-            password: String::new(),
-            identity_token: Some(answer.secret),
-        },
-        _ => Login {
-            user: answer.username,
-            password: answer.secret,
-            identity_token: None,
-        },
+        "<token>" => Login { user: String::new(), password: String::new(), identity_token: Some(answer.secret) },
+        _ => Login { user: answer.username, password: answer.secret, identity_token: None },
     }))
 }
 
@@ -214,11 +170,7 @@ fn ask_helper(helper: &str, host: &str) -> Result<Option<Login>, CredentialError
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
     Basic,
-    Bearer {
-        realm: String,
-        service: String,
-        scope: String,
-    },
+    Bearer { realm: String, service: String, scope: String },
 }
 
 impl Challenge {
@@ -233,11 +185,7 @@ impl Challenge {
         }
         let fields = parameters(rest);
         let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
-        Some(Self::Bearer {
-            realm: fields.get("realm")?.clone(),
-            service: field("service"),
-            scope: field("scope"),
-        })
+        Some(Self::Bearer { realm: fields.get("realm")?.clone(), service: field("service"), scope: field("scope") })
     }
 }
 
@@ -250,10 +198,7 @@ fn parameters(text: &str) -> HashMap<String, String> {
             Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
             None => after.split_once(',').unwrap_or((after, "")),
         };
-        fields.insert(
-            name.trim().trim_start_matches(',').trim().to_lowercase(),
-            value.to_owned(),
-        );
+        fields.insert(name.trim().trim_start_matches(',').trim().to_lowercase(), value.to_owned());
         rest = next.trim_start_matches(',');
     }
     fields
@@ -287,17 +232,15 @@ mod tests {
 
     #[test]
     fn challenges_are_read() {
-        let header = r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push""#;
+        let header =
+            r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push""#;
         let want = Challenge::Bearer {
             realm: "https://auth.example/token".into(),
             service: "registry.example".into(),
             scope: "repository:a/b:pull,push".into(),
         };
         assert_eq!(Challenge::parse(header), Some(want));
-        assert_eq!(
-            Challenge::parse("Basic realm=\"x\""),
-            Some(Challenge::Basic)
-        );
+        assert_eq!(Challenge::parse("Basic realm=\"x\""), Some(Challenge::Basic));
         assert_eq!(Challenge::parse("Digest x"), None);
     }
 
@@ -312,12 +255,7 @@ mod tests {
         let credentials = Credentials::load(dir.path()).unwrap();
         let login = credentials.login("docker.io").unwrap().unwrap();
         assert_eq!((login.user.as_str(), login.password.as_str()), ("u", "p:w"));
-        assert!(
-            credentials
-                .login("localhost:5000")
-                .unwrap()
-                .is_some_and(|l| l.user == "a")
-        );
+        assert!(credentials.login("localhost:5000").unwrap().is_some_and(|l| l.user == "a"));
         assert!(credentials.login("other").unwrap().is_none());
         std::fs::write(dir.path().join("config.json"), "{").unwrap();
         assert!(Credentials::load(dir.path()).is_err());

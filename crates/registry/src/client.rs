@@ -2,9 +2,7 @@
 
 use crate::auth::{Challenge, Login};
 use crate::{ATTEMPTS, Credentials, REDIRECTS, RegistryError};
-use reqwest::header::{
-    AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -57,11 +55,7 @@ impl Client {
             .read_timeout(Duration::from_secs(60))
             .user_agent(concat!("xbuild/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self {
-            http,
-            credentials: Arc::new(credentials),
-            tokens: Arc::default(),
-        })
+        Ok(Self { http, credentials: Arc::new(credentials), tokens: Arc::default() })
     }
 
     /// `/v2/REPOSITORY/rest` on the reference's registry.
@@ -71,14 +65,12 @@ impl Client {
             host => host,
         };
         let scheme = if is_loopback(host) { "http" } else { "https" };
-        Url::parse(&format!(
-            "{scheme}://{host}/v2/{}/{rest}",
-            reference.repository
-        ))
-        .map_err(|e| RegistryError::Protocol {
-            what: reference.to_string(),
-            host: host.to_owned(),
-            why: format!("is no host name: {e}"),
+        Url::parse(&format!("{scheme}://{host}/v2/{}/{rest}", reference.repository)).map_err(|e| {
+            RegistryError::Protocol {
+                what: reference.to_string(),
+                host: host.to_owned(),
+                why: format!("is no host name: {e}"),
+            }
         })
     }
 
@@ -100,48 +92,26 @@ impl Client {
         unreachable!("the loop ends by returning")
     }
 
-    async fn send_once(
-        &self,
-        call: &Call<'_>,
-    ) -> Result<Response, (RegistryError, Option<Duration>)> {
-        let mut response = self
-            .send_raw(call, self.known_token(call))
-            .await
-            .map_err(|e| (e, None))?;
+    async fn send_once(&self, call: &Call<'_>) -> Result<Response, (RegistryError, Option<Duration>)> {
+        let mut response = self.send_raw(call, self.known_token(call)).await.map_err(|e| (e, None))?;
         if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(token) = self
-                .authenticate(call, response.headers())
-                .await
-                .map_err(|e| (e, None))?
+            && let Some(token) = self.authenticate(call, response.headers()).await.map_err(|e| (e, None))?
         {
-            response = self
-                .send_raw(call, Some(token))
-                .await
-                .map_err(|e| (e, None))?;
+            response = self.send_raw(call, Some(token)).await.map_err(|e| (e, None))?;
         }
         if response.status().is_success() {
             return Ok(response);
         }
-        let wait = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|v| v.to_str().ok()?.parse().ok())
-            .map(Duration::from_secs);
+        let wait =
+            response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok()).map(Duration::from_secs);
         Err((refusal(call, response).await, wait))
     }
 
     /// Follows redirects; only the first host gets `token`.
-    async fn send_raw(
-        &self,
-        call: &Call<'_>,
-        token: Option<HeaderValue>,
-    ) -> Result<Response, RegistryError> {
+    async fn send_raw(&self, call: &Call<'_>, token: Option<HeaderValue>) -> Result<Response, RegistryError> {
         let mut url = call.url.clone();
         for _ in 0..=REDIRECTS {
-            let mut request = self
-                .http
-                .request(call.method.clone(), url.clone())
-                .headers(call.headers.clone());
+            let mut request = self.http.request(call.method.clone(), url.clone()).headers(call.headers.clone());
             if same_origin(&url, &call.url)
                 && let Some(token) = &token
             {
@@ -150,18 +120,11 @@ impl Client {
             if let Some(body) = &call.body {
                 request = request.body(body.clone());
             }
-            let response = request
-                .send()
-                .await
-                .map_err(|source| transport(call, source))?;
-            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED
-            {
+            let response = request.send().await.map_err(|source| transport(call, source))?;
+            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
                 return Ok(response);
             }
-            let next = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|l| url.join(l.to_str().ok()?).ok());
+            let next = response.headers().get(LOCATION).and_then(|l| url.join(l.to_str().ok()?).ok());
             let next = next.ok_or_else(|| protocol(call, "redirects to nowhere"))?;
             let downgrade = url.scheme() == "https" && next.scheme() != "https";
             if !matches!(next.scheme(), "http" | "https") || downgrade {
@@ -182,23 +145,12 @@ impl Client {
 
     pub(crate) fn known_token(&self, call: &Call<'_>) -> Option<HeaderValue> {
         let key = (call.host.to_owned(), call.scope.clone());
-        self.tokens
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .cloned()
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
 
     /// Answers a challenge; `None` if there is nothing to answer it with.
-    async fn authenticate(
-        &self,
-        call: &Call<'_>,
-        headers: &HeaderMap,
-    ) -> Result<Option<HeaderValue>, RegistryError> {
-        let challenges = headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|h| Challenge::parse(h.to_str().ok()?));
+    async fn authenticate(&self, call: &Call<'_>, headers: &HeaderMap) -> Result<Option<HeaderValue>, RegistryError> {
+        let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|h| Challenge::parse(h.to_str().ok()?));
         let Some(challenge) = challenges.last() else {
             return Ok(None);
         };
@@ -210,28 +162,15 @@ impl Client {
                 Some(login) => basic(&login),
                 None => return Ok(None),
             },
-            Challenge::Bearer {
-                realm,
-                service,
-                scope,
-            } => {
-                let scope = if scope.is_empty() {
-                    call.scope.clone()
-                } else {
-                    scope
-                };
-                let token = self
-                    .fetch_token(call, &realm, &service, &scope, login.as_ref())
-                    .await?;
+            Challenge::Bearer { realm, service, scope } => {
+                let scope = if scope.is_empty() { call.scope.clone() } else { scope };
+                let token = self.fetch_token(call, &realm, &service, &scope, login.as_ref()).await?;
                 HeaderValue::from_str(&format!("Bearer {token}"))
                     .map_err(|_| protocol(call, "gave a token that is no text"))?
             }
         };
         let key = (call.host.to_owned(), call.scope.clone());
-        self.tokens
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, token.clone());
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token.clone());
         Ok(Some(token))
     }
 
@@ -243,33 +182,21 @@ impl Client {
         scope: &str,
         login: Option<&Login>,
     ) -> Result<String, RegistryError> {
-        let mut url = Url::parse(realm)
-            .map_err(|_| protocol(call, "names a token service that is no address"))?;
+        let mut url = Url::parse(realm).map_err(|_| protocol(call, "names a token service that is no address"))?;
         let own = url.host_str() == call.url.host_str();
-        if url.scheme() != "https"
-            && !(url.scheme() == "http" && call.url.scheme() == "http" && own)
-        {
+        if url.scheme() != "https" && !(url.scheme() == "http" && call.url.scheme() == "http" && own) {
             return Err(protocol(call, "names a token service that is not https"));
         }
         // A login is for its host and what https vouches for; to a stranger on http it would not have got this far.
         let request = match login.and_then(|l| l.identity_token.as_ref()) {
             Some(token) => {
-                let form = [
-                    ("grant_type", "refresh_token"),
-                    ("service", service),
-                    ("scope", scope),
-                    ("refresh_token", token),
-                ];
+                let form =
+                    [("grant_type", "refresh_token"), ("service", service), ("scope", scope), ("refresh_token", token)];
                 let body = url::form(&form);
-                self.http
-                    .post(url)
-                    .header("Content-Type", "application/x-www-form-urlencoded")
-                    .body(body)
+                self.http.post(url).header("Content-Type", "application/x-www-form-urlencoded").body(body)
             }
             None => {
-                url.query_pairs_mut()
-                    .append_pair("service", service)
-                    .append_pair("scope", scope);
+                url.query_pairs_mut().append_pair("service", service).append_pair("scope", scope);
                 let request = self.http.get(url);
                 match login {
                     Some(login) => request.header(AUTHORIZATION, basic(login)),
@@ -277,16 +204,12 @@ impl Client {
                 }
             }
         };
-        let response = request
-            .send()
-            .await
-            .map_err(|source| transport(call, source))?;
+        let response = request.send().await.map_err(|source| transport(call, source))?;
         if !response.status().is_success() {
             return Err(refusal(call, response).await);
         }
         let body = bounded(call, response, 1 << 20).await?;
-        let answer: TokenAnswer =
-            serde_json::from_slice(&body).map_err(|_| protocol(call, "gave no token"))?;
+        let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| protocol(call, "gave no token"))?;
         match (answer.token, answer.access_token) {
             (token, _) if !token.is_empty() => Ok(token),
             (_, token) if !token.is_empty() => Ok(token),
@@ -304,17 +227,9 @@ mod url {
 }
 
 /// Reads a body of at most `max` bytes.
-pub(crate) async fn bounded(
-    call: &Call<'_>,
-    mut response: Response,
-    max: usize,
-) -> Result<Vec<u8>, RegistryError> {
+pub(crate) async fn bounded(call: &Call<'_>, mut response: Response, max: usize) -> Result<Vec<u8>, RegistryError> {
     let mut body = Vec::new();
-    while let Some(chunk) = response
-        .chunk()
-        .await
-        .map_err(|source| transport(call, source))?
-    {
+    while let Some(chunk) = response.chunk().await.map_err(|source| transport(call, source))? {
         if body.len() + chunk.len() > max {
             return Err(protocol(call, &format!("sent more than {max} bytes")));
         }
@@ -324,19 +239,11 @@ pub(crate) async fn bounded(
 }
 
 pub(crate) fn transport(call: &Call<'_>, source: reqwest::Error) -> RegistryError {
-    RegistryError::Transport {
-        what: call.what.clone(),
-        host: call.host.to_owned(),
-        source: source.without_url(),
-    }
+    RegistryError::Transport { what: call.what.clone(), host: call.host.to_owned(), source: source.without_url() }
 }
 
 pub(crate) fn protocol(call: &Call<'_>, why: &str) -> RegistryError {
-    RegistryError::Protocol {
-        what: call.what.clone(),
-        host: call.host.to_owned(),
-        why: why.to_owned(),
-    }
+    RegistryError::Protocol { what: call.what.clone(), host: call.host.to_owned(), why: why.to_owned() }
 }
 
 /// Turns a refusal into an error with the registry's own words, shortened.
@@ -355,15 +262,8 @@ async fn refusal(call: &Call<'_>, mut response: Response) -> RegistryError {
     };
     match status {
         StatusCode::NOT_FOUND => RegistryError::NotFound { what },
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            RegistryError::Denied { what, host, detail }
-        }
-        status => RegistryError::Status {
-            what,
-            host,
-            status: status.as_u16(),
-            detail,
-        },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied { what, host, detail },
+        status => RegistryError::Status { what, host, status: status.as_u16(), detail },
     }
 }
 
@@ -373,36 +273,21 @@ fn message(body: &[u8]) -> String {
     let first = &value["errors"][0];
     let text = |field: &str| first[field].as_str().unwrap_or_default().to_owned();
     let words = [text("code").to_lowercase(), text("message")];
-    let joined = words
-        .iter()
-        .filter(|w| !w.is_empty())
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(": ");
-    joined
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(300)
-        .collect()
+    let joined = words.iter().filter(|w| !w.is_empty()).map(String::as_str).collect::<Vec<_>>().join(": ");
+    joined.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 fn basic(login: &Login) -> HeaderValue {
-    let request = reqwest::Client::new()
-        .get("http://localhost/")
-        .basic_auth(&login.user, Some(&login.password))
-        .build();
-    let header = request
-        .ok()
-        .and_then(|r| r.headers().get(AUTHORIZATION).cloned());
+    let request =
+        reqwest::Client::new().get("http://localhost/").basic_auth(&login.user, Some(&login.password)).build();
+    let header = request.ok().and_then(|r| r.headers().get(AUTHORIZATION).cloned());
     let mut header = header.unwrap_or_else(|| HeaderValue::from_static("Basic"));
     header.set_sensitive(true);
     header
 }
 
 fn same_origin(a: &Url, b: &Url) -> bool {
-    a.scheme() == b.scheme()
-        && a.host_str() == b.host_str()
-        && a.port_or_known_default() == b.port_or_known_default()
+    a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
 }
 
 /// Whether `host[:port]` is this machine, where http is spoken.
@@ -412,10 +297,7 @@ fn is_loopback(host: &str) -> bool {
         _ => host,
     };
     let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || name
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|a| a.is_loopback())
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
 }
 
 #[cfg(test)]
@@ -424,12 +306,9 @@ mod tests {
 
     #[test]
     fn http_is_for_loopback_only() {
-        for (host, yes) in [
-            ("localhost:5000", true),
-            ("127.0.0.1:1", true),
-            ("[::1]:5000", true),
-            ("10.0.0.1:5000", false),
-        ] {
+        for (host, yes) in
+            [("localhost:5000", true), ("127.0.0.1:1", true), ("[::1]:5000", true), ("10.0.0.1:5000", false)]
+        {
             assert_eq!(is_loopback(host), yes, "{host}");
         }
     }

@@ -27,17 +27,9 @@ impl Client {
         let bytes = bounded(&call, response, Document::MAX_SIZE).await?;
         let digest = Digest::of(&bytes);
         if let Some(expected) = reference.digest.filter(|d| *d != digest) {
-            return Err(RegistryError::Digest {
-                what: call.what,
-                found: digest,
-                expected,
-            });
+            return Err(RegistryError::Digest { what: call.what, found: digest, expected });
         }
-        Ok(Fetched {
-            bytes,
-            media_type,
-            digest,
-        })
+        Ok(Fetched { bytes, media_type, digest })
     }
 
     /// The digest that a tag points to now, without fetching it.
@@ -47,23 +39,16 @@ impl Client {
         }
         let call = self.manifest_call(reference, Method::HEAD)?;
         let response = self.send(&call).await?;
-        Ok(header(response.headers(), "docker-content-digest")
-            .parse()
-            .ok())
+        Ok(header(response.headers(), "docker-content-digest").parse().ok())
     }
 
-    fn manifest_call<'a>(
-        &self,
-        reference: &'a Reference,
-        method: Method,
-    ) -> Result<Call<'a>, RegistryError> {
+    fn manifest_call<'a>(&self, reference: &'a Reference, method: Method) -> Result<Call<'a>, RegistryError> {
         let which = match (&reference.digest, &reference.tag) {
             (Some(digest), _) => digest.to_string(),
             (None, Some(tag)) => tag.clone(),
             (None, None) => "latest".to_owned(),
         };
-        let accept =
-            HeaderValue::from_str(&MediaType::MANIFESTS.join(", ")).expect("media types are ASCII");
+        let accept = HeaderValue::from_str(&MediaType::MANIFESTS.join(", ")).expect("media types are ASCII");
         Ok(Call {
             method,
             url: self.url(reference, &format!("manifests/{which}"))?,
@@ -89,29 +74,17 @@ impl Client {
         while hash.size() < blob.size || attempt == 0 {
             attempt += 1;
             let before = hash.size();
-            match self
-                .blob_part(reference, blob, &what, &mut hash, &mut sink)
-                .await
-            {
+            match self.blob_part(reference, blob, &what, &mut hash, &mut sink).await {
                 Ok(()) => {}
-                Err(error)
-                    if attempt < ATTEMPTS && error.is_temporary() && hash.size() > before => {}
+                Err(error) if attempt < ATTEMPTS && error.is_temporary() && hash.size() > before => {}
                 Err(error) => return Err(error),
             }
             if hash.size() < blob.size && attempt >= ATTEMPTS {
-                return Err(RegistryError::Size {
-                    what,
-                    found: hash.size(),
-                    expected: blob.size,
-                });
+                return Err(RegistryError::Size { what, found: hash.size(), expected: blob.size });
             }
         }
         match hash.finish() {
-            (_, found, _) if found != blob.digest => Err(RegistryError::Digest {
-                what,
-                found,
-                expected: blob.digest,
-            }),
+            (_, found, _) if found != blob.digest => Err(RegistryError::Digest { what, found, expected: blob.digest }),
             _ => Ok(()),
         }
     }
@@ -142,36 +115,21 @@ impl Client {
         let mut response = self.send(&call).await?;
         // A registry that ignores the range sends everything again: skip what is known.
         let mut skip = match response.status().as_u16() {
-            206 if header(response.headers(), "content-range")
-                .starts_with(&format!("bytes {from}-")) =>
-            {
-                0
-            }
+            206 if header(response.headers(), "content-range").starts_with(&format!("bytes {from}-")) => 0,
             206 if from > 0 => return Err(protocol(&call, "sent another part than was asked for")),
             _ => from,
         };
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|source| transport(&call, source))?
-        {
+        while let Some(chunk) = response.chunk().await.map_err(|source| transport(&call, source))? {
             let skipped = skip.min(chunk.len() as u64);
             skip -= skipped;
             let fresh = &chunk[skipped as usize..];
             if hash.size() + fresh.len() as u64 > blob.size {
                 let found = hash.size() + fresh.len() as u64;
-                return Err(RegistryError::Size {
-                    what: call.what,
-                    found,
-                    expected: blob.size,
-                });
+                return Err(RegistryError::Size { what: call.what, found, expected: blob.size });
             }
             io::Write::write_all(hash, fresh)
                 .and_then(|()| sink(fresh))
-                .map_err(|source| RegistryError::Sink {
-                    what: call.what.clone(),
-                    source,
-                })?;
+                .map_err(|source| RegistryError::Sink { what: call.what.clone(), source })?;
         }
         Ok(())
     }

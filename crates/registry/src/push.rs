@@ -8,17 +8,8 @@ use xbuild_oci::{Descriptor, Digest, Reference};
 
 impl Client {
     /// Whether the repository has a blob.
-    pub async fn has_blob(
-        &self,
-        reference: &Reference,
-        digest: Digest,
-    ) -> Result<bool, RegistryError> {
-        let call = self.push_call(
-            reference,
-            Method::HEAD,
-            &format!("blobs/{digest}"),
-            format!("blob {digest}"),
-        )?;
+    pub async fn has_blob(&self, reference: &Reference, digest: Digest) -> Result<bool, RegistryError> {
+        let call = self.push_call(reference, Method::HEAD, &format!("blobs/{digest}"), format!("blob {digest}"))?;
         match self.send(&call).await {
             Ok(_) => Ok(true),
             Err(RegistryError::NotFound { .. }) => Ok(false),
@@ -36,35 +27,21 @@ impl Client {
         let what = format!("blob {} to {}", blob.digest, reference.name());
         let start = self.push_call(reference, Method::POST, "blobs/uploads/", what.clone())?;
         let response = self.send(&start).await?;
-        let place = response
-            .headers()
-            .get(LOCATION)
-            .and_then(|l| start.url.join(l.to_str().ok()?).ok());
-        let mut place: Url =
-            place.ok_or_else(|| protocol(&start, "opened an upload without a place"))?;
+        let place = response.headers().get(LOCATION).and_then(|l| start.url.join(l.to_str().ok()?).ok());
+        let mut place: Url = place.ok_or_else(|| protocol(&start, "opened an upload without a place"))?;
         if place.host_str() != start.url.host_str() && place.scheme() != "https" {
-            return Err(protocol(
-                &start,
-                "wants the upload at an address that is not https",
-            ));
+            return Err(protocol(&start, "wants the upload at an address that is not https"));
         }
-        place
-            .query_pairs_mut()
-            .append_pair("digest", &blob.digest.to_string());
+        place.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let body = open().map_err(|source| RegistryError::Sink { what, source })?;
         let own_host = place.host_str() == start.url.host_str() && place.port() == start.url.port();
         let mut request = self.request(Method::PUT, place);
         if let (Some(token), true) = (self.known_token(&start), own_host) {
             request = request.header(reqwest::header::AUTHORIZATION, token);
         }
-        let request = request
-            .header(CONTENT_TYPE, "application/octet-stream")
-            .header(CONTENT_LENGTH, blob.size)
-            .body(body);
-        let response = request
-            .send()
-            .await
-            .map_err(|source| transport(&start, source))?;
+        let request =
+            request.header(CONTENT_TYPE, "application/octet-stream").header(CONTENT_LENGTH, blob.size).body(body);
+        let response = request.send().await.map_err(|source| transport(&start, source))?;
         match response.status().is_success() {
             true => Ok(()),
             false => Err(Self::refused(&start, response).await),
@@ -82,14 +59,9 @@ impl Client {
             Some(tag) => tag.clone(),
             None => Digest::of(&bytes).to_string(),
         };
-        let mut call = self.push_call(
-            reference,
-            Method::PUT,
-            &format!("manifests/{name}"),
-            reference.to_string(),
-        )?;
-        let media_type = HeaderValue::from_str(media_type)
-            .map_err(|_| protocol(&call, "cannot be sent this media type"))?;
+        let mut call = self.push_call(reference, Method::PUT, &format!("manifests/{name}"), reference.to_string())?;
+        let media_type =
+            HeaderValue::from_str(media_type).map_err(|_| protocol(&call, "cannot be sent this media type"))?;
         call.headers = HeaderMap::from_iter([(CONTENT_TYPE, media_type)]);
         call.body = Some(bytes);
         self.send(&call).await.map(drop)

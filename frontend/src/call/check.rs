@@ -52,18 +52,9 @@ pub struct BuildError {
 }
 
 /// Runs all checks on all stages. Images that cannot be had are taken as empty.
-pub fn check(
-    parsed: &Parsed,
-    source: &SourceFile,
-    options: &Options,
-    resolver: &dyn Resolver,
-) -> CheckAnswer {
+pub fn check(parsed: &Parsed, source: &SourceFile, options: &Options, resolver: &dyn Resolver) -> CheckAnswer {
     let checks = options.checks(parsed);
-    let broken = parsed
-        .diagnostics
-        .iter()
-        .find(|d| d.severity == Severity::Error)
-        .cloned();
+    let broken = parsed.diagnostics.iter().find(|d| d.severity == Severity::Error).cloned();
     let mut found = Vec::new();
     let mut error = broken.or_else(|| {
         let lowered = walk(parsed, options, resolver, Purpose::Check, &mut found);
@@ -78,10 +69,7 @@ pub fn check(
         error.get_or_insert_with(|| lint_error(&warnings));
     }
     CheckAnswer {
-        warnings: warnings
-            .into_iter()
-            .filter_map(|w| violation(w, source))
-            .collect(),
+        warnings: warnings.into_iter().filter_map(|w| violation(w, source)).collect(),
         sources: vec![SourceInfo::of(source)],
         build_error: error.map(|e| BuildError {
             message: e.text(),
@@ -124,10 +112,7 @@ impl CheckAnswer {
         };
         for warning in &self.warnings {
             let page = if warning.url.is_empty() { "" } else { " - " };
-            out.push_str(&format!(
-                "\nWARNING: {}{page}{}\n{}\n",
-                warning.rule_name, warning.url, warning.detail
-            ));
+            out.push_str(&format!("\nWARNING: {}{page}{}\n{}\n", warning.rule_name, warning.url, warning.detail));
             if let Some(span) = warning.span {
                 out.push_str(&excerpt(span, source));
             }

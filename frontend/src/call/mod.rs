@@ -41,9 +41,7 @@ impl Location {
         let (first, last) = source.lines_of(span);
         let start = Position { line: first };
         let end = Position { line: last };
-        Self {
-            ranges: vec![Range { start, end }],
-        }
+        Self { ranges: vec![Range { start, end }] }
     }
 }
 
@@ -60,11 +58,7 @@ pub struct SourceInfo {
 
 impl SourceInfo {
     fn of(source: &SourceFile) -> Self {
-        Self {
-            filename: source.name().to_owned(),
-            language: "Dockerfile",
-            data: base64(source.bytes()),
-        }
+        Self { filename: source.name().to_owned(), language: "Dockerfile", data: base64(source.bytes()) }
     }
 }
 
@@ -73,13 +67,10 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let group =
-            chunk.iter().fold(0u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
+        let group = chunk.iter().fold(0u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
         for digit in 0..4 {
             match digit <= chunk.len() {
-                true => out.push(char::from(
-                    DIGITS[(group >> (18 - 6 * digit)) as usize & 63],
-                )),
+                true => out.push(char::from(DIGITS[(group >> (18 - 6 * digit)) as usize & 63])),
                 false => out.push('='),
             }
         }
@@ -103,10 +94,7 @@ fn table(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         out.push_str(cells.collect::<Vec<_>>().join("   ").trim_end());
         out.push('\n');
     }

@@ -68,22 +68,11 @@ pub fn outline(
     resolver: &dyn Resolver,
 ) -> Result<Outline, Vec<Diagnostic>> {
     let is_error = |d: &&Diagnostic| d.severity == Severity::Error;
-    let errors: Vec<_> = parsed
-        .diagnostics
-        .iter()
-        .filter(is_error)
-        .cloned()
-        .collect();
+    let errors: Vec<_> = parsed.diagnostics.iter().filter(is_error).cloned().collect();
     if !errors.is_empty() {
         return Err(errors);
     }
-    let lowered = walk(
-        parsed,
-        options,
-        resolver,
-        Purpose::Describe,
-        &mut Vec::new(),
-    )?;
+    let lowered = walk(parsed, options, resolver, Purpose::Describe, &mut Vec::new())?;
     let Some((target, _)) = lowered.targets.into_iter().next() else {
         return Err(vec![Diagnostic::error("there is no target", None)]);
     };
@@ -116,11 +105,7 @@ fn arguments(parsed: &Parsed, source: &SourceFile, notes: &[Note]) -> Vec<Outlin
     let mut found = Vec::new();
     for note in notes.iter().rev() {
         let argument = match &note.kind {
-            NoteKind::Argument {
-                name,
-                value,
-                description,
-            } => Some(OutlineArgument {
+            NoteKind::Argument { name, value, description } => Some(OutlineArgument {
                 name: name.clone(),
                 description: description.clone(),
                 value: value.clone(),
@@ -138,22 +123,12 @@ fn arguments(parsed: &Parsed, source: &SourceFile, notes: &[Note]) -> Vec<Outlin
 }
 
 /// A global ARG; the predefined ones are not shown.
-fn global(
-    parsed: &Parsed,
-    source: &SourceFile,
-    name: &str,
-    value: Option<&str>,
-) -> Option<OutlineArgument> {
+fn global(parsed: &Parsed, source: &SourceFile, name: &str, value: Option<&str>) -> Option<OutlineArgument> {
     let declares = |kind: &Kind| match kind {
         Kind::Arg(list) => list.iter().any(|(n, _)| n == name),
         _ => false,
     };
-    let instruction = parsed
-        .tree
-        .global_args
-        .iter()
-        .rev()
-        .find(|i| declares(&i.kind))?;
+    let instruction = parsed.tree.global_args.iter().rev().find(|i| declares(&i.kind))?;
     Some(OutlineArgument {
         name: name.to_owned(),
         description: description(&instruction.comments, name),
@@ -174,11 +149,9 @@ fn needs<'n>(
         };
         match found.iter_mut().find(|n| n.name == *id) {
             Some(known) => known.required |= required,
-            None => found.push(OutlineNeed {
-                name: id.clone(),
-                required,
-                location: Some(Location::of(note.span, source)),
-            }),
+            None => {
+                found.push(OutlineNeed { name: id.clone(), required, location: Some(Location::of(note.span, source)) })
+            }
         }
     }
     found
@@ -194,14 +167,10 @@ impl Outline {
     pub fn text(&self) -> String {
         let mut out = String::new();
         let head = [("TARGET:", &self.name), ("DESCRIPTION:", &self.description)];
-        let lines = head
-            .iter()
-            .filter_map(|(title, text)| Some(vec![(*title).to_owned(), (*text).clone()?]));
+        let lines = head.iter().filter_map(|(title, text)| Some(vec![(*title).to_owned(), (*text).clone()?]));
         out.push_str(&table(&lines.collect::<Vec<_>>()));
         if !self.args.is_empty() {
-            let head = ["BUILD ARG", "VALUE", "DESCRIPTION"]
-                .map(str::to_owned)
-                .to_vec();
+            let head = ["BUILD ARG", "VALUE", "DESCRIPTION"].map(str::to_owned).to_vec();
             let row = |a: &OutlineArgument| {
                 let text = |t: &Option<String>| t.clone().unwrap_or_default();
                 vec![a.name.clone(), text(&a.value), text(&a.description)]
@@ -216,11 +185,7 @@ impl Outline {
                 let required = if n.required { "true" } else { "" };
                 vec![n.name.clone(), required.to_owned()]
             };
-            section(
-                &mut out,
-                vec![title.to_owned(), "REQUIRED".to_owned()],
-                list.iter().map(row),
-            );
+            section(&mut out, vec![title.to_owned(), "REQUIRED".to_owned()], list.iter().map(row));
         }
         out
     }

@@ -42,11 +42,7 @@ pub fn targets(parsed: &Parsed, source: &SourceFile) -> Targets {
     let target = |(number, stage): (usize, &crate::Stage)| Target {
         name: stage.from.name.clone(),
         default: number + 1 == count,
-        description: stage
-            .from
-            .name
-            .as_deref()
-            .and_then(|n| description(&stage.comments, n)),
+        description: stage.from.name.as_deref().and_then(|n| description(&stage.comments, n)),
         base: stage.from.image.clone(),
         platform: stage.from.platform.clone(),
         location: Location::of(stage.span, source),

@@ -44,11 +44,7 @@ fn paths_are_excluded() {
         (&["\\*"], "*", true),
         (&["é"], "é", true),
     ] {
-        assert_eq!(
-            matcher(patterns).excluded(path),
-            want,
-            "{patterns:?} {path}"
-        );
+        assert_eq!(matcher(patterns).excluded(path), want, "{patterns:?} {path}");
     }
 }
 
@@ -62,11 +58,7 @@ fn walks_know_what_to_skip() {
 
 #[test]
 fn many_stars_do_not_explode() {
-    let m = matcher(&[
-        "*a*a*a*a*a*a*a*a*a*b",
-        "**/**/**/**/**/**/**/**/z",
-        "a**a**a**a**a**b",
-    ]);
+    let m = matcher(&["*a*a*a*a*a*a*a*a*a*b", "**/**/**/**/**/**/**/**/z", "a**a**a**a**a**b"]);
     assert!(!m.excluded(&"a".repeat(3000)));
     assert!(!m.excluded(&"a/".repeat(300)));
 }
@@ -76,13 +68,12 @@ fn naive(pattern: &[char], text: &[char]) -> bool {
     match pattern {
         [] => text.is_empty(),
         ['*', '*', '/', rest @ ..] => {
-            naive(rest, text)
-                || (0..text.len()).any(|i| text[i] == '/' && naive(rest, &text[i + 1..]))
+            naive(rest, text) || (0..text.len()).any(|i| text[i] == '/' && naive(rest, &text[i + 1..]))
         }
         ['*', '*'] => !text.is_empty(),
-        ['*', rest @ ..] => (0..=text.len())
-            .take_while(|&i| !text[..i].contains(&'/'))
-            .any(|i| naive(rest, &text[i..])),
+        ['*', rest @ ..] => {
+            (0..=text.len()).take_while(|&i| !text[..i].contains(&'/')).any(|i| naive(rest, &text[i..]))
+        }
         [c, rest @ ..] => text.first() == Some(c) && naive(rest, &text[1..]),
     }
 }

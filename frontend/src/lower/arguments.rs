@@ -19,11 +19,7 @@ pub(super) struct Globals {
 
 impl Globals {
     /// Reads the ARGs before the first FROM.
-    pub(super) fn new(
-        parsed: &Parsed,
-        options: &Options,
-        platform: &Platform,
-    ) -> Result<Self, Diagnostic> {
+    pub(super) fn new(parsed: &Parsed, options: &Options, platform: &Platform) -> Result<Self, Diagnostic> {
         let predefined = predefined(options, platform);
         let mut env = predefined.clone();
         for instruction in &parsed.tree.global_args {
@@ -46,10 +42,7 @@ fn declare(
     let expander = Expander::new(parsed.directives.escape);
     for (name, default) in arguments {
         let expand = |text: &str, env: &Environment| {
-            expander
-                .expand(text, env)
-                .map(|e| e.text)
-                .map_err(|why| Diagnostic::error(why, instruction.span))
+            expander.expand(text, env).map(|e| e.text).map_err(|why| Diagnostic::error(why, instruction.span))
         };
         let name = expand(name, env)?;
         match (given.get(&name), default) {
@@ -75,31 +68,15 @@ fn predefined(options: &Options, platform: &Platform) -> Environment {
         set(&format!("{prefix}OS"), &p.os);
         set(&format!("{prefix}OSVERSION"), "");
         set(&format!("{prefix}ARCH"), &p.architecture);
-        set(
-            &format!("{prefix}VARIANT"),
-            p.variant.as_deref().unwrap_or(""),
-        );
+        set(&format!("{prefix}VARIANT"), p.variant.as_deref().unwrap_or(""));
     }
-    set(
-        "TARGETSTAGE",
-        options
-            .target
-            .as_deref()
-            .filter(|t| !t.is_empty())
-            .unwrap_or("default"),
-    );
+    set("TARGETSTAGE", options.target.as_deref().filter(|t| !t.is_empty()).unwrap_or("default"));
     env
 }
 
 /// Proxy variables among the build arguments, in both cases; the lower-case one wins.
 pub(super) fn proxies(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    const NAMES: [&str; 5] = [
-        "http_proxy",
-        "https_proxy",
-        "ftp_proxy",
-        "no_proxy",
-        "all_proxy",
-    ];
+    const NAMES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
     let mut proxies = BTreeMap::new();
     for (name, value) in given {
         let lower = name.to_ascii_lowercase();
@@ -152,22 +129,14 @@ pub(super) fn undefined(
         let message = format!("Usage of undefined variable '${name}'");
         let mut warning = Diagnostic::warning(&UNDEFINED_VAR, message, span);
         let options = env.names().chain(declared.iter().map(|(d, _)| d.as_str()));
-        warning.suggestion = suggest::nearest(name, options).map(|to| {
-            Box::new(Edit {
-                from: format!("${name}"),
-                to: format!("${to}"),
-            })
-        });
+        warning.suggestion =
+            suggest::nearest(name, options).map(|to| Box::new(Edit { from: format!("${name}"), to: format!("${to}") }));
         warnings.push(warning);
     }
 }
 
 /// Notes FROMs that are no image name when every global ARG has its default.
-pub(super) fn bad_defaults(
-    parsed: &Parsed,
-    predefined: &Environment,
-    warnings: &mut Vec<Diagnostic>,
-) {
+pub(super) fn bad_defaults(parsed: &Parsed, predefined: &Environment, warnings: &mut Vec<Diagnostic>) {
     let mut env = predefined.clone();
     for instruction in &parsed.tree.global_args {
         if declare(instruction, parsed, &BTreeMap::new(), &mut env).is_err() {
@@ -180,21 +149,10 @@ pub(super) fn bad_defaults(
             return;
         };
         let is_stage = |name: &String| name.eq_ignore_ascii_case(&image.text);
-        let stages = parsed
-            .tree
-            .stages
-            .iter()
-            .filter_map(|s| s.from.name.as_ref());
+        let stages = parsed.tree.stages.iter().filter_map(|s| s.from.name.as_ref());
         if image.text.parse::<Reference>().is_err() && !stages.into_iter().any(is_stage) {
-            let message = format!(
-                "Default value for ARG {} results in empty or invalid base image name",
-                from.image
-            );
-            warnings.push(Diagnostic::warning(
-                &INVALID_DEFAULT_ARG_IN_FROM,
-                message,
-                *span,
-            ));
+            let message = format!("Default value for ARG {} results in empty or invalid base image name", from.image);
+            warnings.push(Diagnostic::warning(&INVALID_DEFAULT_ARG_IN_FROM, message, *span));
         }
     }
 }

@@ -3,9 +3,7 @@
 use super::dispatch::{Once, Work};
 use crate::ignore::clean;
 use crate::parse::ShellForm;
-use crate::rules::{
-    EXPOSE_INVALID_FORMAT, EXPOSE_PROTO_CASING, JSON_ARGS_RECOMMENDED, WORKDIR_RELATIVE_PATH,
-};
+use crate::rules::{EXPOSE_INVALID_FORMAT, EXPOSE_PROTO_CASING, JSON_ARGS_RECOMMENDED, WORKDIR_RELATIVE_PATH};
 use crate::{Diagnostic, Instruction, Kind};
 use std::collections::BTreeSet;
 use xbuild_graph::{FileAction, FileOp, Op, Owner, Span};
@@ -57,12 +55,9 @@ impl Work<'_, '_> {
             ShellForm::Shell(line) => line,
         };
         if self.state.config.config.shell.is_none() {
-            let message = format!(
-                "JSON arguments recommended for {name} to prevent unintended behavior related to OS signals"
-            );
-            self.lowering
-                .warnings
-                .push(Diagnostic::warning(&JSON_ARGS_RECOMMENDED, message, span));
+            let message =
+                format!("JSON arguments recommended for {name} to prevent unintended behavior related to OS signals");
+            self.lowering.warnings.push(Diagnostic::warning(&JSON_ARGS_RECOMMENDED, message, span));
         }
         match line.is_empty() {
             true => Vec::new(),
@@ -119,16 +114,9 @@ impl Work<'_, '_> {
         for path in paths {
             let path = self.expand(path, span)?;
             if path.is_empty() {
-                return Err(Diagnostic::error(
-                    "VOLUME specified can not be an empty string",
-                    span,
-                ));
+                return Err(Diagnostic::error("VOLUME specified can not be an empty string", span));
             }
-            self.state
-                .config
-                .config
-                .volumes
-                .insert(path.clone(), Empty {});
+            self.state.config.config.volumes.insert(path.clone(), Empty {});
             shown.push(path);
         }
         self.commit(format!("VOLUME [{}]", shown.join(" ")), false);
@@ -138,10 +126,7 @@ impl Work<'_, '_> {
     fn stop_signal(&mut self, signal: &str, span: Span) -> Result<(), Diagnostic> {
         let signal = self.expand(signal, span)?;
         if !is_signal(&signal) {
-            return Err(Diagnostic::error(
-                format!("invalid signal for STOPSIGNAL: `{signal}`"),
-                span,
-            ));
+            return Err(Diagnostic::error(format!("invalid signal for STOPSIGNAL: `{signal}`"), span));
         }
         self.commit(format!("STOPSIGNAL {signal}"), false);
         self.state.config.config.stop_signal = signal;
@@ -153,8 +138,8 @@ impl Work<'_, '_> {
         for written in ports {
             for port in self.expanded(written, span)?.words {
                 self.check_port(&port, span);
-                let found = port_specs(&port)
-                    .map_err(|why| Diagnostic::error(format!("EXPOSE {port}: {why}"), span))?;
+                let found =
+                    port_specs(&port).map_err(|why| Diagnostic::error(format!("EXPOSE {port}: {why}"), span))?;
                 const PORT: usize = 32;
                 self.lowering.charge(found.len() * PORT, span)?;
                 all.extend(found);
@@ -170,19 +155,13 @@ impl Work<'_, '_> {
     fn check_port(&mut self, port: &str, span: Span) {
         let (address, protocol) = port.split_once('/').unwrap_or((port, ""));
         if protocol != protocol.to_lowercase() {
-            let message =
-                format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
-            self.lowering
-                .warnings
-                .push(Diagnostic::warning(&EXPOSE_PROTO_CASING, message, span));
+            let message = format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
+            self.lowering.warnings.push(Diagnostic::warning(&EXPOSE_PROTO_CASING, message, span));
         }
         if address.contains(':') {
-            let message = format!(
-                "EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'"
-            );
-            self.lowering
-                .warnings
-                .push(Diagnostic::warning(&EXPOSE_INVALID_FORMAT, message, span));
+            let message =
+                format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'");
+            self.lowering.warnings.push(Diagnostic::warning(&EXPOSE_INVALID_FORMAT, message, span));
         }
     }
 
@@ -194,12 +173,8 @@ impl Work<'_, '_> {
         }
         let absolute = path.starts_with('/');
         if !self.state.workdir_set && !absolute {
-            let message = format!(
-                "Relative workdir \"{path}\" can have unexpected results if the base image changes"
-            );
-            self.lowering
-                .warnings
-                .push(Diagnostic::warning(&WORKDIR_RELATIVE_PATH, message, span));
+            let message = format!("Relative workdir \"{path}\" can have unexpected results if the base image changes");
+            self.lowering.warnings.push(Diagnostic::warning(&WORKDIR_RELATIVE_PATH, message, span));
         }
         self.state.workdir_set = true;
         let path = match absolute {
@@ -222,12 +197,7 @@ impl Work<'_, '_> {
         let name = meta.name.clone();
         let op = Op::File(FileOp {
             base: self.state.files.map(|_| 0),
-            actions: vec![FileAction::Mkdir {
-                path: path.to_owned(),
-                mode: 0o755,
-                parents: true,
-                owner,
-            }],
+            actions: vec![FileAction::Mkdir { path: path.to_owned(), mode: 0o755, parents: true, owner }],
         });
         let inputs = self.state.files.into_iter().collect();
         let files = self.lowering.vertex(op, inputs, meta);
@@ -241,10 +211,7 @@ pub(super) fn owner(text: &str) -> Owner {
         Some((user, group)) => (user, Some(group.to_owned())),
         None => (text, None),
     };
-    Owner {
-        user: user.to_owned(),
-        group,
-    }
+    Owner { user: user.to_owned(), group }
 }
 
 /// A list as Go's `%q` shows it.
@@ -268,9 +235,7 @@ fn quoted(text: &str) -> String {
             '\t' => out.push_str("\\t"),
             '\x0b' => out.push_str("\\v"),
             c if (c as u32) < 0x20 || c == '\x7f' => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c if c.is_control() || (c.is_whitespace() && c != ' ') => {
-                out.push_str(&format!("\\u{:04x}", c as u32))
-            }
+            c if c.is_control() || (c.is_whitespace() && c != ' ') => out.push_str(&format!("\\u{:04x}", c as u32)),
             c => out.push(c),
         }
     }
@@ -330,14 +295,10 @@ fn port_specs(text: &str) -> Result<Vec<String>, String> {
         let outer = self::range(host).ok_or_else(|| format!("invalid hostPort: {host}"))?;
         let (inside, outside) = (range.1 - range.0, outer.1 - outer.0);
         if inside != outside && inside != 0 {
-            return Err(format!(
-                "invalid ranges specified for container and host Ports: {container} and {host}"
-            ));
+            return Err(format!("invalid ranges specified for container and host Ports: {container} and {host}"));
         }
     }
-    Ok((range.0..=range.1)
-        .map(|port| format!("{port}/{protocol}"))
-        .collect())
+    Ok((range.0..=range.1).map(|port| format!("{port}/{protocol}")).collect())
 }
 
 fn range(text: &str) -> Option<(u16, u16)> {
@@ -352,10 +313,9 @@ fn range(text: &str) -> Option<(u16, u16)> {
 
 fn is_signal(text: &str) -> bool {
     const NAMES: [&str; 37] = [
-        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT",
-        "KILL", "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM",
-        "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
-        "RTMIN", "RTMAX", "UNUSED",
+        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
+        "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
+        "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX", "UNUSED",
     ];
     if let Ok(number) = text.parse::<i32>() {
         return number > 0;
@@ -363,11 +323,8 @@ fn is_signal(text: &str) -> bool {
     let upper = text.to_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let near = |edge: &str, most: u32| {
-        let rest = name
-            .strip_prefix(edge)
-            .and_then(|r| r.strip_prefix(['+', '-']));
-        rest.and_then(|n| n.parse::<u32>().ok())
-            .is_some_and(|n| (1..=most).contains(&n))
+        let rest = name.strip_prefix(edge).and_then(|r| r.strip_prefix(['+', '-']));
+        rest.and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| (1..=most).contains(&n))
     };
     NAMES.contains(&name) || near("RTMIN", 15) || near("RTMAX", 14)
 }
@@ -401,10 +358,7 @@ mod tests {
             "invalid ranges specified for container and host Ports: 80-81 and 8080"
         );
         assert_eq!(port_specs("8080:80/UDP").unwrap(), ["80/udp"]);
-        assert_eq!(
-            port_specs("9000-9002").unwrap(),
-            ["9000/tcp", "9001/tcp", "9002/tcp"]
-        );
+        assert_eq!(port_specs("9000-9002").unwrap(), ["9000/tcp", "9001/tcp", "9002/tcp"]);
         for bad in ["70000", "", "x", "80/icmp", "9-8", "-1"] {
             assert!(port_specs(bad).is_err(), "{bad}");
         }
@@ -412,23 +366,12 @@ mod tests {
 
     #[test]
     fn texts_are_quoted_as_in_go() {
-        assert_eq!(
-            quoted_list(&["a\"b".into(), "é\n\x01".into()]),
-            r#"["a\"b" "é\n\x01"]"#
-        );
+        assert_eq!(quoted_list(&["a\"b".into(), "é\n\x01".into()]), r#"["a\"b" "é\n\x01"]"#);
     }
 
     #[test]
     fn signals_are_known() {
-        assert!(
-            ["9", "SIGTERM", "int", "SIGRTMIN+3"]
-                .iter()
-                .all(|s| is_signal(s))
-        );
-        assert!(
-            ["0", "", "SIGFOO", "RTMIN+99"]
-                .iter()
-                .all(|s| !is_signal(s))
-        );
+        assert!(["9", "SIGTERM", "int", "SIGRTMIN+3"].iter().all(|s| is_signal(s)));
+        assert!(["0", "", "SIGFOO", "RTMIN+99"].iter().all(|s| !is_signal(s)));
     }
 }

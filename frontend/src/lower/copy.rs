@@ -10,9 +10,7 @@ use crate::parse::Heredoc;
 use crate::rules::COPY_IGNORED_FILE;
 use crate::shell::Expander;
 use crate::{Copy, Diagnostic, Instruction};
-use xbuild_graph::{
-    CopyAction, CopySource, Edge, FileAction, FileOp, HttpSource, Op, Owner, SourceOp, Span,
-};
+use xbuild_graph::{CopyAction, CopySource, Edge, FileAction, FileOp, HttpSource, Op, Owner, SourceOp, Span};
 
 /// A COPY or ADD with everything expanded.
 struct Expanded {
@@ -82,10 +80,7 @@ impl Work<'_, '_> {
         }
         let meta = self.meta(&text, span);
         let name = meta.name.clone();
-        let op = Op::File(FileOp {
-            base,
-            actions: vec![FileAction::Copy(Box::new(action))],
-        });
+        let op = Op::File(FileOp { base, actions: vec![FileAction::Copy(Box::new(action))] });
         let files = self.lowering.vertex(op, inputs.edges, meta);
         self.set_files(files, name);
         self.commit(created_by(copy, &expanded, is_add), true);
@@ -106,22 +101,10 @@ impl Work<'_, '_> {
         let excludes = list(&copy.exclude)?;
         let sources = list(&copy.sources)?;
         let destination = self.expand(&copy.destination, span)?;
-        Ok(Expanded {
-            chown,
-            chmod,
-            checksum,
-            excludes,
-            sources,
-            destination,
-        })
+        Ok(Expanded { chown, chmod, checksum, excludes, sources, destination })
     }
 
-    fn owner(
-        &self,
-        copy: &Copy,
-        expanded: &Expanded,
-        span: Span,
-    ) -> Result<Option<Owner>, Diagnostic> {
+    fn owner(&self, copy: &Copy, expanded: &Expanded, span: Span) -> Result<Option<Owner>, Diagnostic> {
         let Some(text) = &expanded.chown else {
             return Ok(None);
         };
@@ -139,10 +122,7 @@ impl Work<'_, '_> {
 
     /// The destination as an absolute path, a trailing slash kept.
     fn destination(&self, written: &str) -> String {
-        let directory = written.is_empty()
-            || written.ends_with('/')
-            || written == "."
-            || written.ends_with("/.");
+        let directory = written.is_empty() || written.ends_with('/') || written == "." || written.ends_with("/.");
         let path = match written.starts_with('/') {
             true => clean(written),
             false => clean(&format!("/{}/{written}", self.state.cwd())),
@@ -215,19 +195,13 @@ impl Work<'_, '_> {
             };
         }
         if expanded.checksum.is_some() && expanded.sources.len() != 1 {
-            return Err(fail(
-                "checksum can't be specified for multiple sources".to_owned(),
-            ));
+            return Err(fail("checksum can't be specified for multiple sources".to_owned()));
         }
         if let Some(git) = GitReference::parse(source).map_err(fail)? {
             let mut git = git.source();
             git.keep_git_dir |= copy.keep_git_dir;
             git.checksum = expanded.checksum.clone().or(git.checksum);
-            let edge = self.lowering.source(
-                SourceOp::Git(git),
-                &format!("[internal] load {source}"),
-                Some(span),
-            );
+            let edge = self.lowering.source(SourceOp::Git(git), &format!("[internal] load {source}"), Some(span));
             return Ok(Some((edge, true)));
         }
         if !is_url {
@@ -249,11 +223,8 @@ impl Work<'_, '_> {
         let ignored = self.lowering.ignored(&path[1..]);
         if ignored.map_err(|why| Diagnostic::error(why, span))? {
             let verb = if is_add { "Add" } else { "Copy" };
-            let message =
-                format!("Attempting to {verb} file \"{source}\" that is excluded by .dockerignore");
-            self.lowering
-                .warnings
-                .push(Diagnostic::warning(&COPY_IGNORED_FILE, message, span));
+            let message = format!("Attempting to {verb} file \"{source}\" that is excluded by .dockerignore");
+            self.lowering.warnings.push(Diagnostic::warning(&COPY_IGNORED_FILE, message, span));
         }
         Ok(())
     }
@@ -265,16 +236,11 @@ impl Work<'_, '_> {
             let text = String::from_utf8_lossy(&data);
             let done = Expander::heredoc().expand(&text, &self.state.env);
             data = done
-                .map_err(|why| {
-                    Diagnostic::error(format!("heredoc `{}`: {why}", heredoc.name), span)
-                })?
+                .map_err(|why| Diagnostic::error(format!("heredoc `{}`: {why}", heredoc.name), span))?
                 .text
                 .into_bytes();
         }
-        Ok(CopySource::Inline {
-            name: heredoc.name.clone(),
-            data,
-        })
+        Ok(CopySource::Inline { name: heredoc.name.clone(), data })
     }
 }
 
@@ -299,20 +265,14 @@ fn path_source(written: &str, parents: bool) -> CopySource {
         None => rooted(written),
     };
     let wildcard = contains_wildcards(written);
-    CopySource::Path {
-        path,
-        wildcard,
-        required: !wildcard,
-    }
+    CopySource::Path { path, wildcard, required: !wildcard }
 }
 
 /// The last part of an address' path.
 fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or(url);
     let path = path.split_once("://").map_or(path, |(_, rest)| rest);
-    let name = path
-        .split_once('/')
-        .and_then(|(_, p)| p.trim_end_matches('/').rsplit('/').next());
+    let name = path.split_once('/').and_then(|(_, p)| p.trim_end_matches('/').rsplit('/').next());
     match name {
         Some(name) if !matches!(name, "" | "." | "..") => percent_decoded(name),
         _ => "__unnamed__".to_owned(),
@@ -344,17 +304,12 @@ fn check_digest(text: &str) -> Result<(), String> {
     let lengths = [("sha256:", 64), ("sha384:", 96), ("sha512:", 128)];
     let fits = |(prefix, length): &(&str, usize)| {
         text.strip_prefix(prefix).is_some_and(|hex| {
-            hex.len() == *length
-                && hex
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            hex.len() == *length && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         })
     };
     match lengths.iter().any(fits) {
         true => Ok(()),
-        false => Err(format!(
-            "invalid checksum digest format: `{text}` is not like sha256:<64 hexadecimal digits>"
-        )),
+        false => Err(format!("invalid checksum digest format: `{text}` is not like sha256:<64 hexadecimal digits>")),
     }
 }
 

@@ -42,10 +42,7 @@ impl<'l, 'a> Work<'l, 'a> {
         at: usize,
         states: &'l [Option<State>],
     ) -> Self {
-        let platform = layout.nodes[at]
-            .platform
-            .as_ref()
-            .unwrap_or(&layout.platform);
+        let platform = layout.nodes[at].platform.as_ref().unwrap_or(&layout.platform);
         let state = State::empty(platform);
         Self {
             lowering,
@@ -75,13 +72,9 @@ impl<'l, 'a> Work<'l, 'a> {
                 let config = &image.config;
                 let own = match config.os.is_empty() {
                     true => self.state.platform.clone(),
-                    false => {
-                        Platform::new(&config.os, &config.architecture, config.variant.as_deref())
-                    }
+                    false => Platform::new(&config.os, &config.architecture, config.variant.as_deref()),
                 };
-                let name = self
-                    .naming
-                    .next(&format!("FROM {}", image.source.reference));
+                let name = self.naming.next(&format!("FROM {}", image.source.reference));
                 self.state = State::with_config(config.clone(), own);
                 self.state.base = Some(image.source.clone());
                 self.state.layers = vec![name.clone(); config.rootfs.diff_ids.len()];
@@ -118,21 +111,14 @@ impl<'l, 'a> Work<'l, 'a> {
             (Some(_), None) => "",
         };
         let own = node.stage.map_or(&[][..], |s| &s.instructions);
-        let counts = |i: &&Instruction| {
-            matches!(
-                i.kind,
-                Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_)
-            )
-        };
+        let counts =
+            |i: &&Instruction| matches!(i.kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_));
         let steps = node.triggers.iter().chain(own).filter(counts).count();
         let from = usize::from(matches!(node.base, Base::Image(_) | Base::Context(_)));
         let several = self.lowering.options.platforms.len() > 1;
         let platforms = several.then_some((&self.state.platform, &self.layout.platform));
         self.naming = Naming::new(shown, steps + from, platforms);
-        self.ignore_cache = node.stage.is_some()
-            && self
-                .lowering
-                .ignores_cache(&[given.unwrap_or(&numbered), &number]);
+        self.ignore_cache = node.stage.is_some() && self.lowering.ignores_cache(&[given.unwrap_or(&numbered), &number]);
     }
 
     /// The base's triggers, then the stage's own instructions.
@@ -155,17 +141,8 @@ impl<'l, 'a> Work<'l, 'a> {
         (self.state, self.notes)
     }
 
-    fn instruction(
-        &mut self,
-        instruction: &Instruction,
-        number: usize,
-        trigger: bool,
-    ) -> Result<(), Diagnostic> {
-        let place = Place {
-            trigger,
-            instruction: number,
-            part: 0,
-        };
+    fn instruction(&mut self, instruction: &Instruction, number: usize, trigger: bool) -> Result<(), Diagnostic> {
+        let place = Place { trigger, instruction: number, part: 0 };
         match &instruction.kind {
             Kind::Add(copy) => self.copy(copy, instruction, place, true),
             Kind::Copy(copy) => self.copy(copy, instruction, place, false),
@@ -185,21 +162,12 @@ impl<'l, 'a> Work<'l, 'a> {
     /// Expands a text in this stage's environment and notes variables that nothing sets.
     pub(super) fn expanded(&mut self, text: &str, span: Span) -> Result<Expanded, Diagnostic> {
         let expander = Expander::new(self.lowering.parsed.directives.escape);
-        let done = expander.expand(text, &self.state.env).map_err(|why| {
-            Diagnostic::error(
-                format!("failed to process `{}`: {why}", shorten(text)),
-                span,
-            )
-        })?;
+        let done = expander
+            .expand(text, &self.state.env)
+            .map_err(|why| Diagnostic::error(format!("failed to process `{}`: {why}", shorten(text)), span))?;
         if !done.unmatched.is_empty() {
             let warnings = &mut self.lowering.warnings;
-            arguments::undefined(
-                &done.unmatched,
-                &self.state.env,
-                &self.state.arguments,
-                span,
-                warnings,
-            );
+            arguments::undefined(&done.unmatched, &self.state.env, &self.state.arguments, span, warnings);
         }
         Ok(done)
     }
@@ -213,11 +181,7 @@ impl<'l, 'a> Work<'l, 'a> {
     pub(super) fn meta(&mut self, text: &str, span: Span) -> Meta {
         let escape = self.lowering.parsed.directives.escape;
         let text = names::shown(text, &self.state.env, escape);
-        Meta {
-            name: self.naming.next(&text),
-            span: Some(span),
-            ignore_cache: self.ignore_cache,
-        }
+        Meta { name: self.naming.next(&text), span: Some(span), ignore_cache: self.ignore_cache }
     }
 
     /// Adds a history entry.
@@ -242,43 +206,26 @@ impl<'l, 'a> Work<'l, 'a> {
             let message = format!(
                 "Multiple {name} instructions should not be used in the same stage because only the last one will be used"
             );
-            self.lowering.warnings.push(Diagnostic::warning(
-                &MULTIPLE_INSTRUCTIONS_DISALLOWED,
-                message,
-                before,
-            ));
+            self.lowering.warnings.push(Diagnostic::warning(&MULTIPLE_INSTRUCTIONS_DISALLOWED, message, before));
         }
     }
 
     fn secret_name(&mut self, instruction: &str, name: &str, span: Span) {
         if names_secret(name) {
-            let message = format!(
-                "Do not use ARG or ENV instructions for sensitive data ({instruction} \"{name}\")"
-            );
-            self.lowering.warnings.push(Diagnostic::warning(
-                &SECRETS_USED_IN_ARG_OR_ENV,
-                message,
-                span,
-            ));
+            let message = format!("Do not use ARG or ENV instructions for sensitive data ({instruction} \"{name}\")");
+            self.lowering.warnings.push(Diagnostic::warning(&SECRETS_USED_IN_ARG_OR_ENV, message, span));
         }
     }
 
     fn note_global(&mut self, name: &str, span: Span) {
         if self.lowering.purpose == Purpose::Describe {
             let value = self.layout.globals.env.get(name).map(str::to_owned);
-            let kind = NoteKind::Global {
-                name: name.to_owned(),
-                value,
-            };
+            let kind = NoteKind::Global { name: name.to_owned(), value };
             self.notes.push(Note { kind, span });
         }
     }
 
-    fn arg(
-        &mut self,
-        list: &[(String, Option<String>)],
-        instruction: &Instruction,
-    ) -> Result<(), Diagnostic> {
+    fn arg(&mut self, list: &[(String, Option<String>)], instruction: &Instruction) -> Result<(), Diagnostic> {
         let span = instruction.span;
         let mut shown = Vec::with_capacity(list.len());
         for (name, default) in list {
@@ -296,11 +243,7 @@ impl<'l, 'a> Work<'l, 'a> {
                 self.note_global(&name, span);
             } else {
                 let description = description(&instruction.comments, &name);
-                let kind = NoteKind::Argument {
-                    name: name.clone(),
-                    value: value.clone(),
-                    description,
-                };
+                let kind = NoteKind::Argument { name: name.clone(), value: value.clone(), description };
                 self.notes.push(Note { kind, span });
             }
             shown.push(match &value {
@@ -316,11 +259,7 @@ impl<'l, 'a> Work<'l, 'a> {
         Ok(())
     }
 
-    fn env(
-        &mut self,
-        list: &[(String, String)],
-        instruction: &Instruction,
-    ) -> Result<(), Diagnostic> {
+    fn env(&mut self, list: &[(String, String)], instruction: &Instruction) -> Result<(), Diagnostic> {
         let span = instruction.span;
         let mut pairs = Vec::with_capacity(list.len());
         for (name, value) in list {
@@ -343,28 +282,14 @@ impl<'l, 'a> Work<'l, 'a> {
 
 /// The part of a comment that describes `name`.
 pub(crate) fn description(comments: &[String], name: &str) -> Option<String> {
-    let about = |line: &String| {
-        line.strip_prefix(name)?
-            .strip_prefix(' ')
-            .map(|d| d.trim().to_owned())
-    };
+    let about = |line: &String| line.strip_prefix(name)?.strip_prefix(' ').map(|d| d.trim().to_owned());
     comments.iter().find_map(about)
 }
 
 /// Whether a variable's name speaks of a secret and not of something public or of a file with it.
 fn names_secret(name: &str) -> bool {
-    const SECRET: [&str; 10] = [
-        "apikey",
-        "auth",
-        "credential",
-        "credentials",
-        "key",
-        "password",
-        "pword",
-        "passwd",
-        "secret",
-        "token",
-    ];
+    const SECRET: [&str; 10] =
+        ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
     const HARMLESS: [&str; 2] = ["public", "file"];
     let lower = name.to_lowercase();
     let has = |list: &[&str]| lower.split('_').any(|part| list.contains(&part));

@@ -37,10 +37,7 @@ impl GitReference {
         if !is_repository(address) {
             return Ok(None);
         }
-        let mut git = Self {
-            remote: address.to_owned(),
-            ..Self::default()
-        };
+        let mut git = Self { remote: address.to_owned(), ..Self::default() };
         if let Some(fragment) = fragment {
             let (reference, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
             git.reference = reference.to_owned();
@@ -51,10 +48,7 @@ impl GitReference {
         }
         git.subdir = git.subdir.trim_matches('/').to_owned();
         if git.subdir.split('/').any(|part| part == "..") {
-            return Err(format!(
-                "the directory `{}` is outside of the repository",
-                git.subdir
-            ));
+            return Err(format!("the directory `{}` is outside of the repository", git.subdir));
         }
         Ok(Some(git))
     }
@@ -65,18 +59,11 @@ impl GitReference {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let switch = || match value {
                 "" => Ok(Some(true)),
-                value => go_bool(value)
-                    .map(Some)
-                    .ok_or_else(|| format!("invalid value for {key}: `{value}`")),
+                value => go_bool(value).map(Some).ok_or_else(|| format!("invalid value for {key}: `{value}`")),
             };
             match key {
-                "ref" | "tag" | "branch" | "commit"
-                    if !self.reference.is_empty() && self.reference != value =>
-                {
-                    return Err(format!(
-                        "`{key}={value}` contradicts the reference `{}`",
-                        self.reference
-                    ));
+                "ref" | "tag" | "branch" | "commit" if !self.reference.is_empty() && self.reference != value => {
+                    return Err(format!("`{key}={value}` contradicts the reference `{}`", self.reference));
                 }
                 "ref" => self.reference = value.to_owned(),
                 "tag" => self.reference = format!("refs/tags/{value}"),
@@ -89,10 +76,7 @@ impl GitReference {
             }
         }
         if !kept.is_empty() {
-            return Err(format!(
-                "unexpected query `{}` in the address of a repository",
-                kept.join("&")
-            ));
+            return Err(format!("unexpected query `{}` in the address of a repository", kept.join("&")));
         }
         Ok(())
     }
@@ -111,10 +95,7 @@ impl GitReference {
 }
 
 fn is_repository(address: &str) -> bool {
-    if let Some(rest) = address
-        .strip_prefix("http://")
-        .or_else(|| address.strip_prefix("https://"))
-    {
+    if let Some(rest) = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://")) {
         return rest.ends_with(".git");
     }
     if address.starts_with("git://") || address.starts_with("ssh://") {
@@ -126,11 +107,7 @@ fn is_repository(address: &str) -> bool {
     let Some((user, host)) = host.split_once('@') else {
         return false;
     };
-    !user.is_empty()
-        && !host.is_empty()
-        && !host.contains('/')
-        && !path.is_empty()
-        && !path.starts_with("//")
+    !user.is_empty() && !host.is_empty() && !host.contains('/') && !path.is_empty() && !path.starts_with("//")
 }
 
 #[cfg(test)]
@@ -142,24 +119,13 @@ mod tests {
         let read = |text| GitReference::parse(text).unwrap();
         let git = read("https://h/r.git#v1:a/b/").unwrap();
         assert_eq!(
-            (
-                git.remote.as_str(),
-                git.reference.as_str(),
-                git.subdir.as_str()
-            ),
+            (git.remote.as_str(), git.reference.as_str(), git.subdir.as_str()),
             ("https://h/r.git", "v1", "a/b")
         );
         let git = read("https://h/r.git?tag=v1&subdir=x&submodules=false").unwrap();
-        assert_eq!(
-            (git.reference.as_str(), git.subdir.as_str(), git.submodules),
-            ("refs/tags/v1", "x", Some(false))
-        );
+        assert_eq!((git.reference.as_str(), git.subdir.as_str(), git.submodules), ("refs/tags/v1", "x", Some(false)));
         assert!(read("git@github.com:a/b.git").is_some() && read("ssh://h/r").is_some());
-        assert!(
-            read("https://h/file.txt").is_none()
-                && read("a@b").is_none()
-                && read("dir/file").is_none()
-        );
+        assert!(read("https://h/file.txt").is_none() && read("a@b").is_none() && read("dir/file").is_none());
         assert!(GitReference::parse("https://h/r.git#x:../y").is_err());
     }
 }

@@ -3,14 +3,9 @@
 use super::arguments::{self, Globals};
 use super::{Options, Purpose};
 use crate::parse::{mount, parse_trigger};
-use crate::rules::{
-    FROM_PLATFORM_FLAG_CONST_DISALLOWED, INVALID_BASE_IMAGE_PLATFORM, REDUNDANT_TARGET_PLATFORM,
-};
+use crate::rules::{FROM_PLATFORM_FLAG_CONST_DISALLOWED, INVALID_BASE_IMAGE_PLATFORM, REDUNDANT_TARGET_PLATFORM};
 use crate::shell::Expander;
-use crate::{
-    Diagnostic, ImageRequest, Instruction, Kind, NamedContext, Parsed, ResolvedImage, Resolver,
-    Stage,
-};
+use crate::{Diagnostic, ImageRequest, Instruction, Kind, NamedContext, Parsed, ResolvedImage, Resolver, Stage};
 use std::collections::HashMap;
 use xbuild_graph::{Platform, Span};
 use xbuild_oci::Reference;
@@ -133,12 +128,7 @@ impl<'a, 'w> Layouts<'a, 'w> {
                 _ => layout.need(layout.target),
             }
         }
-        Ok(Self {
-            layouts,
-            warnings,
-            resolver,
-            purpose,
-        })
+        Ok(Self { layouts, warnings, resolver, purpose })
     }
 
     /// Finds out all bases: contexts one by one, images all at once. Triggers of an image may need more.
@@ -171,10 +161,7 @@ impl<'a, 'w> Layouts<'a, 'w> {
                 }
                 let request = ImageRequest {
                     reference: node.image.clone(),
-                    platform: node
-                        .platform
-                        .clone()
-                        .unwrap_or_else(|| layout.platform.clone()),
+                    platform: node.platform.clone().unwrap_or_else(|| layout.platform.clone()),
                 };
                 let known = requests.iter().position(|r| *r == request);
                 let at = known.unwrap_or_else(|| {
@@ -193,12 +180,7 @@ impl<'a, 'w> Layouts<'a, 'w> {
             let layout = &mut self.layouts[l];
             match answers.get(at) {
                 Some(Ok(image)) => {
-                    mismatch(
-                        &layout.nodes[n],
-                        &requests[at].platform,
-                        image,
-                        self.warnings,
-                    );
+                    mismatch(&layout.nodes[n], &requests[at].platform, image, self.warnings);
                     layout.set_image(n, image.clone(), errors);
                 }
                 _ if self.purpose != Purpose::Build => layout.nodes[n].base = Base::Scratch,
@@ -217,12 +199,7 @@ impl<'a, 'w> Layouts<'a, 'w> {
     }
 }
 
-fn mismatch(
-    node: &Node<'_>,
-    wanted: &Platform,
-    image: &ResolvedImage,
-    warnings: &mut Vec<Diagnostic>,
-) {
+fn mismatch(node: &Node<'_>, wanted: &Platform, image: &ResolvedImage, warnings: &mut Vec<Diagnostic>) {
     let config = &image.config;
     let own = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
     if config.os.is_empty() || wanted.accepts(&own).is_some() {
@@ -232,11 +209,7 @@ fn mismatch(
         "Base image {} was pulled with platform \"{own}\", expected \"{wanted}\" for current build",
         node.image
     );
-    warnings.push(Diagnostic::warning(
-        &INVALID_BASE_IMAGE_PLATFORM,
-        message,
-        node.span,
-    ));
+    warnings.push(Diagnostic::warning(&INVALID_BASE_IMAGE_PLATFORM, message, node.span));
 }
 
 impl<'a> Layout<'a> {
@@ -316,10 +289,7 @@ impl<'a> Layout<'a> {
     /// Decides the base of a node; true if a named context takes the place of the whole stage.
     fn base(&mut self, at: usize, resolver: &dyn Resolver) -> Result<bool, Diagnostic> {
         let node = &self.nodes[at];
-        let platform = node
-            .platform
-            .clone()
-            .unwrap_or_else(|| self.platform.clone());
+        let platform = node.platform.clone().unwrap_or_else(|| self.platform.clone());
         let ask = |name: &str| {
             let answer = resolver.named_context(name, &platform);
             answer.map_err(|e| Diagnostic::error(e.message, node.span))
@@ -417,10 +387,7 @@ impl<'a> Layout<'a> {
 
     fn add_triggers(&mut self, at: usize, texts: &[String]) -> Result<(), Diagnostic> {
         let span = self.nodes[at].span;
-        let triggers: Vec<_> = texts
-            .iter()
-            .map(|t| parse_trigger(t, span))
-            .collect::<Result<_, _>>()?;
+        let triggers: Vec<_> = texts.iter().map(|t| parse_trigger(t, span)).collect::<Result<_, _>>()?;
         for (number, trigger) in triggers.iter().enumerate() {
             self.sources(at, trigger, number, true)?;
         }
@@ -447,11 +414,7 @@ impl<'a> Layout<'a> {
         number: usize,
         trigger: bool,
     ) -> Result<(), Diagnostic> {
-        let place = |part| Place {
-            trigger,
-            instruction: number,
-            part,
-        };
+        let place = |part| Place { trigger, instruction: number, part };
         match &instruction.kind {
             Kind::Copy(copy) => {
                 if let Some(from) = &copy.from {
@@ -480,16 +443,11 @@ impl<'a> Layout<'a> {
     fn by_number_or_name(&mut self, from: &str, span: Span) -> Result<usize, Diagnostic> {
         match from.parse::<i64>() {
             Err(_) => Ok(self.by_name(from, span)),
-            Ok(number) => usize::try_from(number)
-                .ok()
-                .filter(|n| *n < self.stage_count)
-                .ok_or_else(|| {
-                    let message = format!(
-                        "invalid stage index {number}: there are {} stages, counted from 0",
-                        self.stage_count
-                    );
-                    Diagnostic::error(message, span)
-                }),
+            Ok(number) => usize::try_from(number).ok().filter(|n| *n < self.stage_count).ok_or_else(|| {
+                let message =
+                    format!("invalid stage index {number}: there are {} stages, counted from 0", self.stage_count);
+                Diagnostic::error(message, span)
+            }),
         }
     }
 
@@ -507,15 +465,9 @@ impl<'a> Layout<'a> {
     }
 }
 
-fn target(
-    options: &Options,
-    by_name: &HashMap<String, usize>,
-    count: usize,
-) -> Result<usize, Diagnostic> {
+fn target(options: &Options, by_name: &HashMap<String, usize>, count: usize) -> Result<usize, Diagnostic> {
     let Some(name) = options.target.as_deref().filter(|t| !t.is_empty()) else {
-        return count
-            .checked_sub(1)
-            .ok_or_else(|| Diagnostic::error("no build stage in the Dockerfile", None));
+        return count.checked_sub(1).ok_or_else(|| Diagnostic::error("no build stage in the Dockerfile", None));
     };
     by_name.get(&name.to_lowercase()).copied().ok_or_else(|| {
         let message = format!("target stage `{name}` could not be found");
@@ -532,18 +484,11 @@ fn node<'a>(
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<Node<'a>, Diagnostic> {
     let fail = |why: String| Diagnostic::error(why, stage.span);
-    let expand = |text: &str| {
-        Expander::new(parsed.directives.escape)
-            .expand(text, &globals.env)
-            .map_err(fail)
-    };
+    let expand = |text: &str| Expander::new(parsed.directives.escape).expand(text, &globals.env).map_err(fail);
     let image = expand(&stage.from.image)?;
     arguments::undefined_in_from(&image.unmatched, parsed, globals, stage.span, warnings);
     if image.text.is_empty() {
-        return Err(fail(format!(
-            "base name ({}) should not be blank",
-            stage.from.image
-        )));
+        return Err(fail(format!("base name ({}) should not be blank", stage.from.image)));
     }
     let mut node = Node::new(Some(stage), image.text, stage.span);
     node.used_globals.extend(image.matched);
@@ -553,37 +498,22 @@ fn node<'a>(
     let platform = expand(written)?;
     arguments::undefined_in_from(&platform.unmatched, parsed, globals, stage.span, warnings);
     if platform.text.is_empty() {
-        return Err(fail(format!(
-            "empty platform value from expression {written}"
-        )));
+        return Err(fail(format!("empty platform value from expression {written}")));
     }
     let parsed_platform = Platform::parse(&platform.text)
         .map_err(|e| fail(format!("failed to parse platform {}: {e}", platform.text)))?;
     let only_target = platform.matched.len() == 1 && platform.matched.contains("TARGETPLATFORM");
     if only_target && parsed_platform == *target {
-        let message = format!(
-            "Setting platform to predefined {written} in FROM is redundant as this is the default behavior"
-        );
-        warnings.push(Diagnostic::warning(
-            &REDUNDANT_TARGET_PLATFORM,
-            message,
-            stage.span,
-        ));
+        let message =
+            format!("Setting platform to predefined {written} in FROM is redundant as this is the default behavior");
+        warnings.push(Diagnostic::warning(&REDUNDANT_TARGET_PLATFORM, message, stage.span));
     }
     let constant = platform.matched.is_empty() && platform.unmatched.is_empty();
     let name = stage.from.name.as_deref().unwrap_or("");
-    let says_so =
-        name.contains(&parsed_platform.os) || name.contains(&parsed_platform.architecture);
+    let says_so = name.contains(&parsed_platform.os) || name.contains(&parsed_platform.architecture);
     if constant && !says_so {
-        let message = format!(
-            "FROM --platform flag should not use constant value \"{}\"",
-            platform.text
-        );
-        warnings.push(Diagnostic::warning(
-            &FROM_PLATFORM_FLAG_CONST_DISALLOWED,
-            message,
-            stage.span,
-        ));
+        let message = format!("FROM --platform flag should not use constant value \"{}\"", platform.text);
+        warnings.push(Diagnostic::warning(&FROM_PLATFORM_FLAG_CONST_DISALLOWED, message, stage.span));
     }
     node.used_globals.extend(platform.matched);
     node.platform = Some(parsed_platform);
@@ -595,10 +525,7 @@ pub fn image_forms(name: &str) -> Vec<String> {
     let mut forms = vec![name.to_owned()];
     if let Ok(reference) = name.parse::<Reference>() {
         let familiar = reference.familiar();
-        let short = familiar
-            .strip_suffix(":latest")
-            .unwrap_or(&familiar)
-            .to_owned();
+        let short = familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned();
         for form in [short, familiar, reference.to_string()] {
             if !forms.contains(&form) {
                 forms.push(form);

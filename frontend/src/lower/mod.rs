@@ -91,9 +91,8 @@ impl Options {
         }
         match self.build_args.get("BUILDKIT_DOCKERFILE_CHECK") {
             None => Ok(parsed.directives.check.clone()),
-            Some(text) => CheckOptions::parse(text).map_err(|why| {
-                Diagnostic::error(format!("BUILDKIT_DOCKERFILE_CHECK: {why}"), None)
-            }),
+            Some(text) => CheckOptions::parse(text)
+                .map_err(|why| Diagnostic::error(format!("BUILDKIT_DOCKERFILE_CHECK: {why}"), None)),
         }
     }
 }
@@ -163,18 +162,9 @@ pub(crate) enum Purpose {
 ///
 /// # Errors
 /// All errors of the file; or those of its stages, images and contexts; or findings where the file says `check=error=true`.
-pub fn lower(
-    parsed: &Parsed,
-    options: &Options,
-    resolver: &dyn Resolver,
-) -> Result<Plan, Vec<Diagnostic>> {
+pub fn lower(parsed: &Parsed, options: &Options, resolver: &dyn Resolver) -> Result<Plan, Vec<Diagnostic>> {
     let is_error = |d: &&Diagnostic| d.severity == Severity::Error;
-    let errors: Vec<_> = parsed
-        .diagnostics
-        .iter()
-        .filter(is_error)
-        .cloned()
-        .collect();
+    let errors: Vec<_> = parsed.diagnostics.iter().filter(is_error).cloned().collect();
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -188,29 +178,14 @@ pub fn lower(
         return Err(errors);
     }
     let mut graph = lowered.graph;
-    let images: Vec<_> = lowered
-        .targets
-        .into_iter()
-        .map(|(layout, state)| planned(&layout, state, options))
-        .collect();
+    let images: Vec<_> = lowered.targets.into_iter().map(|(layout, state)| planned(&layout, state, options)).collect();
     graph.retain_needed_by(images.iter().filter_map(|i| i.result).map(|e| e.vertex));
-    Ok(Plan {
-        graph,
-        images,
-        warnings,
-    })
+    Ok(Plan { graph, images, warnings })
 }
 
 /// Warnings of parser and stages that `checks` wants, in the order of the file.
-pub(crate) fn findings(
-    parsed: &Parsed,
-    checks: &CheckOptions,
-    found: Vec<Diagnostic>,
-) -> Vec<Diagnostic> {
-    let early = parsed
-        .diagnostics
-        .iter()
-        .filter(|d| d.severity == Severity::Warning);
+pub(crate) fn findings(parsed: &Parsed, checks: &CheckOptions, found: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let early = parsed.diagnostics.iter().filter(|d| d.severity == Severity::Warning);
     let mut all: Vec<Diagnostic> = Vec::new();
     let mut seen = BTreeSet::new();
     for warning in early.cloned().chain(found) {
@@ -227,11 +202,7 @@ pub(crate) fn findings(
 
 /// The error that findings become under `check=error=true`.
 pub(crate) fn lint_error(warnings: &[Diagnostic]) -> Diagnostic {
-    let rules: BTreeSet<&str> = warnings
-        .iter()
-        .filter_map(|w| w.rule)
-        .map(|r| r.name)
-        .collect();
+    let rules: BTreeSet<&str> = warnings.iter().filter_map(|w| w.rule).map(|r| r.name).collect();
     let names: Vec<&str> = rules.into_iter().collect();
     let message = format!("lint violation found for rules: {}", names.join(", "));
     Diagnostic::error(message, None)
@@ -275,29 +246,20 @@ pub(crate) fn walk(
         let (state, notes) = lowered?;
         targets.push((target(&layout, notes), state));
     }
-    Ok(Lowered {
-        graph: lowering.graph,
-        targets,
-    })
+    Ok(Lowered { graph: lowering.graph, targets })
 }
 
 fn target(layout: &Layout<'_>, notes: Vec<Note>) -> Target {
     Target {
         platform: layout.platform.clone(),
-        name: layout.nodes[layout.target]
-            .stage
-            .and_then(|s| s.from.name.clone()),
+        name: layout.nodes[layout.target].stage.and_then(|s| s.from.name.clone()),
         notes,
     }
 }
 
 fn planned(target: &Target, state: State, options: &Options) -> PlannedImage {
     let mut config = state.config;
-    config.config.env = state
-        .image_env
-        .iter()
-        .map(|(n, v)| format!("{n}={v}"))
-        .collect();
+    config.config.env = state.image_env.iter().map(|(n, v)| format!("{n}={v}")).collect();
     for (name, value) in &options.labels {
         config.config.labels.insert(name.clone(), value.clone());
     }

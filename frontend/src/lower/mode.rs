@@ -22,10 +22,7 @@ pub(super) fn check(mode: &str) -> Result<(), String> {
 }
 
 fn letters(input: &str) -> IResult<&str, ()> {
-    let what = alt((
-        many_m_n(1, 1, one_of("ugo")).map(|_| ()),
-        many0_count(one_of("rwxXst")).map(|_| ()),
-    ));
+    let what = alt((many_m_n(1, 1, one_of("ugo")).map(|_| ()), many0_count(one_of("rwxXst")).map(|_| ())));
     let change = (one_of("+-="), what);
     let clause = (many0_count(one_of("ugoa")), many1_count(change));
     separated_list1(char(','), clause).map(|_| ()).parse(input)
@@ -37,17 +34,7 @@ mod tests {
 
     #[test]
     fn modes_are_checked() {
-        for good in [
-            "0",
-            "644",
-            "0755",
-            "7777",
-            "u=rwX,go=rX",
-            "a+x",
-            "+w,o=",
-            "u+s,g+s",
-            "g=u",
-        ] {
+        for good in ["0", "644", "0755", "7777", "u=rwX,go=rX", "a+x", "+w,o=", "u+s,g+s", "g=u"] {
             assert!(check(good).is_ok(), "{good}");
         }
         for bad in ["8", "10000", "u+q", "x", "u", ",", "u+r,", "99", "0o644"] {

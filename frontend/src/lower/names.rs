@@ -16,17 +16,8 @@ pub(super) struct Naming {
 
 impl Naming {
     /// Steps of a stage. `platforms` is the stage's and the target's, if several platforms are built.
-    pub(super) fn new(
-        stage: &str,
-        total: usize,
-        platforms: Option<(&Platform, &Platform)>,
-    ) -> Self {
-        Self {
-            platform: platforms.map(|(own, target)| arrow(own, target)),
-            stage: stage.to_owned(),
-            total,
-            index: 0,
-        }
+    pub(super) fn new(stage: &str, total: usize, platforms: Option<(&Platform, &Platform)>) -> Self {
+        Self { platform: platforms.map(|(own, target)| arrow(own, target)), stage: stage.to_owned(), total, index: 0 }
     }
 
     /// The next step's name.
@@ -36,12 +27,7 @@ impl Naming {
         }
         self.index += 1;
         let mut prefix = String::new();
-        for part in self
-            .platform
-            .iter()
-            .chain(Some(&self.stage))
-            .filter(|p| !p.is_empty())
-        {
+        for part in self.platform.iter().chain(Some(&self.stage)).filter(|p| !p.is_empty()) {
             prefix.push_str(part);
             prefix.push(' ');
         }

@@ -11,8 +11,8 @@ use crate::parse::mount::{self, Type};
 use crate::shell::{Environment, Expander};
 use crate::{Diagnostic, Heredoc, Instruction, Run};
 use xbuild_graph::{
-    CacheSharing, Edge, ExecOp, FileAction, FileOp, Meta, Mount, MountKind, NetworkMode, Op,
-    SecretEnv, SecurityMode, Span, Unkeyed,
+    CacheSharing, Edge, ExecOp, FileAction, FileOp, Meta, Mount, MountKind, NetworkMode, Op, SecretEnv, SecurityMode,
+    Span, Unkeyed,
 };
 
 /// Where heredocs that are programs of their own are mounted.
@@ -38,12 +38,7 @@ impl Mounts {
 
 impl Work<'_, '_> {
     /// One RUN.
-    pub(super) fn run(
-        &mut self,
-        run: &Run,
-        instruction: &Instruction,
-        place: Place,
-    ) -> Result<(), Diagnostic> {
+    pub(super) fn run(&mut self, run: &Run, instruction: &Instruction, place: Place) -> Result<(), Diagnostic> {
         let span = instruction.span;
         let mut mounts = Mounts::default();
         let input = self.state.files.map(|files| mounts.input(files));
@@ -68,11 +63,7 @@ impl Work<'_, '_> {
         let proxies = self.lowering.proxies.iter();
         let unset = proxies.filter(|(name, _)| self.state.env.get(name).is_none());
         let proxy_env = unset.map(|(n, v)| (n.clone(), v.clone())).collect();
-        let created_by = format!(
-            "RUN {}{} # buildkit",
-            self.shown_arguments(),
-            args.join(" ")
-        );
+        let created_by = format!("RUN {}{} # buildkit", self.shown_arguments(), args.join(" "));
         let options = self.lowering.options;
         let from_args = |name: &str| options.build_args.get(name).cloned().unwrap_or_default();
         let hostname = match options.hostname.as_str() {
@@ -102,9 +93,7 @@ impl Work<'_, '_> {
         };
         let meta = self.meta(&text, span);
         let name = meta.name.clone();
-        let files = self
-            .lowering
-            .vertex(Op::Exec(Box::new(op)), mounts.inputs, meta);
+        let files = self.lowering.vertex(Op::Exec(Box::new(op)), mounts.inputs, meta);
         self.set_files(files, name);
         self.commit(created_by, true);
         Ok(())
@@ -150,10 +139,7 @@ impl Work<'_, '_> {
                 owner: None,
             }],
         });
-        let meta = Meta {
-            name: "[internal] preparing inline document".to_owned(),
-            ..Meta::default()
-        };
+        let meta = Meta { name: "[internal] preparing inline document".to_owned(), ..Meta::default() };
         let file = self.lowering.vertex(op, Vec::new(), meta);
         let input = mounts.input(file);
         mounts.mounts.push(Mount {
@@ -197,12 +183,7 @@ impl Work<'_, '_> {
     }
 
     fn process_env(&self, mounts: &Mounts) -> Vec<String> {
-        let mut env: Vec<String> = self
-            .state
-            .env
-            .iter()
-            .map(|(n, v)| format!("{n}={v}"))
-            .collect();
+        let mut env: Vec<String> = self.state.env.iter().map(|(n, v)| format!("{n}={v}")).collect();
         if let Some(agent) = &mounts.agent
             && self.state.env.get("SSH_AUTH_SOCK").is_none()
         {
@@ -225,13 +206,7 @@ impl Work<'_, '_> {
         format!("|{} {} ", pairs.len(), pairs.join(" "))
     }
 
-    fn mount(
-        &mut self,
-        written: &str,
-        place: Place,
-        mounts: &mut Mounts,
-        span: Span,
-    ) -> Result<(), Diagnostic> {
+    fn mount(&mut self, written: &str, place: Place, mounts: &mut Mounts, span: Span) -> Result<(), Diagnostic> {
         let expander = Expander::new(self.lowering.parsed.directives.escape);
         let env = &self.state.env;
         let mut expand = |text: &str| expander.expand(text, env).map(|e| e.text);
@@ -261,20 +236,13 @@ impl Work<'_, '_> {
         let written = read.target.clone().unwrap_or_default();
         let destination = self.target(&written);
         if destination == "/" {
-            return Err(Diagnostic::error(
-                format!("invalid mount target `{written}`"),
-                span,
-            ));
+            return Err(Diagnostic::error(format!("invalid mount target `{written}`"), span));
         }
         let from = match (self.source_state(place), read.kind) {
             (_, Type::Tmpfs) => None,
             (Some(state), _) => state.files,
             (None, Type::Cache) => None,
-            (None, _) => Some(
-                self.lowering
-                    .context()
-                    .map_err(|why| Diagnostic::error(why, span))?,
-            ),
+            (None, _) => Some(self.lowering.context().map_err(|why| Diagnostic::error(why, span))?),
         };
         let input = from.map(|edge| mounts.input(edge));
         let source = read.source.as_deref().unwrap_or("");
@@ -296,10 +264,7 @@ impl Work<'_, '_> {
 
     fn cache(&self, read: &mount::Mount, target: &str) -> MountKind {
         let options = self.lowering.options;
-        let given = options
-            .build_args
-            .get("BUILDKIT_CACHE_MOUNT_NS")
-            .map_or("", String::as_str);
+        let given = options.build_args.get("BUILDKIT_CACHE_MOUNT_NS").map_or("", String::as_str);
         let namespace = match options.cache_mount_ns.as_str() {
             "" => given,
             namespace => namespace,
@@ -321,19 +286,8 @@ impl Work<'_, '_> {
         }
     }
 
-    fn secret(
-        &mut self,
-        read: mount::Mount,
-        mounts: &mut Mounts,
-        span: Span,
-    ) -> Result<(), Diagnostic> {
-        let last = |path: &str| {
-            path.trim_end_matches('/')
-                .rsplit('/')
-                .next()
-                .unwrap_or("")
-                .to_owned()
-        };
+    fn secret(&mut self, read: mount::Mount, mounts: &mut Mounts, span: Span) -> Result<(), Diagnostic> {
+        let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or("").to_owned();
         let named = read.id.or(read.source);
         let id = match (named, &read.target, &read.env) {
             (Some(id), _, _) => id,
@@ -345,24 +299,15 @@ impl Work<'_, '_> {
             return Err(Diagnostic::error("a secret mount needs an id", span));
         }
         let optional = !read.required;
-        let note = NoteKind::Secret {
-            id: id.clone(),
-            required: read.required,
-        };
+        let note = NoteKind::Secret { id: id.clone(), required: read.required };
         self.notes.push(Note { kind: note, span });
         if let Some(name) = &read.env {
-            mounts.secret_env.push(SecretEnv {
-                id: id.clone(),
-                name: name.clone(),
-                optional,
-            });
+            mounts.secret_env.push(SecretEnv { id: id.clone(), name: name.clone(), optional });
             if read.target.is_none() {
                 return Ok(());
             }
         }
-        let target = read
-            .target
-            .unwrap_or_else(|| format!("/run/secrets/{}", last(&id)));
+        let target = read.target.unwrap_or_else(|| format!("/run/secrets/{}", last(&id)));
         mounts.mounts.push(Mount {
             destination: self.target(&target),
             input: None,
@@ -380,26 +325,13 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    fn agent(
-        &mut self,
-        read: mount::Mount,
-        mounts: &mut Mounts,
-        span: Span,
-    ) -> Result<(), Diagnostic> {
-        let id = read
-            .id
-            .or(read.source)
-            .unwrap_or_else(|| "default".to_owned());
-        let note = NoteKind::Ssh {
-            id: id.clone(),
-            required: read.required,
-        };
+    fn agent(&mut self, read: mount::Mount, mounts: &mut Mounts, span: Span) -> Result<(), Diagnostic> {
+        let id = read.id.or(read.source).unwrap_or_else(|| "default".to_owned());
+        let note = NoteKind::Ssh { id: id.clone(), required: read.required };
         self.notes.push(Note { kind: note, span });
         let number = mounts.agents;
         mounts.agents += 1;
-        let target = read
-            .target
-            .unwrap_or_else(|| format!("/run/buildkit/ssh_agent.{number}"));
+        let target = read.target.unwrap_or_else(|| format!("/run/buildkit/ssh_agent.{number}"));
         let destination = self.target(&target);
         mounts.agent.get_or_insert_with(|| destination.clone());
         mounts.mounts.push(Mount {

@@ -9,8 +9,7 @@ use crate::shell::Environment;
 use crate::{Diagnostic, MainContext, NamedContext, Parsed, Resolver};
 use std::collections::BTreeMap;
 use xbuild_graph::{
-    CopyAction, CopySource, Edge, FileAction, FileOp, Graph, ImageSource, Meta, Op, Platform,
-    SourceOp, Span,
+    CopyAction, CopySource, Edge, FileAction, FileOp, Graph, ImageSource, Meta, Op, Platform, SourceOp, Span,
 };
 use xbuild_oci::ImageConfig;
 
@@ -96,11 +95,7 @@ pub(crate) struct Note {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NoteKind {
     /// A stage's own ARG.
-    Argument {
-        name: String,
-        value: Option<String>,
-        description: Option<String>,
-    },
+    Argument { name: String, value: Option<String>, description: Option<String> },
     /// A global ARG is used.
     Global { name: String, value: Option<String> },
     /// A secret is mounted.
@@ -123,12 +118,7 @@ pub(super) struct Lowering<'a> {
 }
 
 impl<'a> Lowering<'a> {
-    pub(super) fn new(
-        parsed: &'a Parsed,
-        options: &'a Options,
-        resolver: &'a dyn Resolver,
-        purpose: Purpose,
-    ) -> Self {
+    pub(super) fn new(parsed: &'a Parsed, options: &'a Options, resolver: &'a dyn Resolver, purpose: Purpose) -> Self {
         Self {
             parsed,
             options,
@@ -143,10 +133,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Lowers what the layout's target needs; returns the target's end state and the notes of all stages.
-    pub(super) fn layout(
-        &mut self,
-        layout: &Layout<'_>,
-    ) -> Result<(State, Vec<Note>), Vec<Diagnostic>> {
+    pub(super) fn layout(&mut self, layout: &Layout<'_>) -> Result<(State, Vec<Note>), Vec<Diagnostic>> {
         let order = order(layout).map_err(|e| vec![e])?;
         let mut states: Vec<Option<State>> = Vec::new();
         states.resize_with(layout.nodes.len(), || None);
@@ -170,10 +157,7 @@ impl<'a> Lowering<'a> {
         }
         match states[layout.target].take() {
             Some(state) => Ok((state, notes)),
-            None => Err(vec![Diagnostic::error(
-                "the target could not be lowered",
-                None,
-            )]),
+            None => Err(vec![Diagnostic::error("the target could not be lowered", None)]),
         }
     }
 
@@ -198,10 +182,7 @@ impl<'a> Lowering<'a> {
         self.work = self.work.saturating_add(bytes);
         match self.work <= MOST {
             true => Ok(()),
-            false => Err(Diagnostic::error(
-                "the variables and ports of all instructions have more than 1 GiB",
-                span,
-            )),
+            false => Err(Diagnostic::error("the variables and ports of all instructions have more than 1 GiB", span)),
         }
     }
 
@@ -210,9 +191,7 @@ impl<'a> Lowering<'a> {
         match &self.options.no_cache {
             NoCache::None => false,
             NoCache::All => true,
-            NoCache::Stages(list) => list
-                .iter()
-                .any(|l| names.iter().any(|n| n.eq_ignore_ascii_case(l))),
+            NoCache::Stages(list) => list.iter().any(|l| names.iter().any(|n| n.eq_ignore_ascii_case(l))),
         }
     }
 
@@ -243,42 +222,24 @@ impl<'a> Lowering<'a> {
 
     /// Adds a source vertex.
     pub(super) fn source(&mut self, op: SourceOp, name: &str, span: Option<Span>) -> Edge {
-        let meta = Meta {
-            name: name.to_owned(),
-            span,
-            ignore_cache: false,
-        };
+        let meta = Meta { name: name.to_owned(), span, ignore_cache: false };
         self.vertex(Op::Source(op), Vec::new(), meta)
     }
 
     /// Adds a vertex and names its first output.
     pub(super) fn vertex(&mut self, op: Op, inputs: Vec<Edge>, meta: Meta) -> Edge {
-        Edge {
-            vertex: self.graph.add(op, inputs, meta),
-            output: 0,
-        }
+        Edge { vertex: self.graph.add(op, inputs, meta), output: 0 }
     }
 
     /// A tree with nothing in it, for copies from scratch.
     pub(super) fn nothing(&mut self) -> Edge {
-        let op = FileOp {
-            base: None,
-            actions: Vec::new(),
-        };
-        let meta = Meta {
-            name: "[internal] nothing".to_owned(),
-            ..Meta::default()
-        };
+        let op = FileOp { base: None, actions: Vec::new() };
+        let meta = Meta { name: "[internal] nothing".to_owned(), ..Meta::default() };
         self.vertex(Op::File(op), Vec::new(), meta)
     }
 
     /// The tree of a named context that is no image, and whether it is a stage's base.
-    pub(super) fn named(
-        &mut self,
-        name: &str,
-        context: &NamedContext,
-        as_base: bool,
-    ) -> Option<Edge> {
+    pub(super) fn named(&mut self, name: &str, context: &NamedContext, as_base: bool) -> Option<Edge> {
         let title = format!("[context {name}] load from client");
         let (op, unpack) = match context {
             NamedContext::Local(local) => (SourceOp::Local(local.clone()), false),
@@ -291,15 +252,8 @@ impl<'a> Lowering<'a> {
             return Some(source);
         }
         let copied = match unpack {
-            true => CopySource::Input {
-                input: 0,
-                directory: false,
-            },
-            false => CopySource::Path {
-                path: "/".to_owned(),
-                wildcard: false,
-                required: true,
-            },
+            true => CopySource::Input { input: 0, directory: false },
+            false => CopySource::Path { path: "/".to_owned(), wildcard: false, required: true },
         };
         let action = CopyAction {
             input: 0,
@@ -314,14 +268,8 @@ impl<'a> Lowering<'a> {
             link: false,
             mtime: None,
         };
-        let op = Op::File(FileOp {
-            base: None,
-            actions: vec![FileAction::Copy(Box::new(action))],
-        });
-        let meta = Meta {
-            name: title,
-            ..Meta::default()
-        };
+        let op = Op::File(FileOp { base: None, actions: vec![FileAction::Copy(Box::new(action))] });
+        let meta = Meta { name: title, ..Meta::default() };
         Some(self.vertex(op, vec![source], meta))
     }
 }
@@ -338,11 +286,7 @@ fn order(layout: &Layout<'_>) -> Result<Vec<usize>, Diagnostic> {
             missing[at] += 1;
         }
     }
-    let mut ready: std::collections::BTreeSet<usize> = needed
-        .iter()
-        .copied()
-        .filter(|&n| missing[n] == 0)
-        .collect();
+    let mut ready: std::collections::BTreeSet<usize> = needed.iter().copied().filter(|&n| missing[n] == 0).collect();
     let mut order = Vec::with_capacity(needed.len());
     while let Some(at) = ready.pop_first() {
         order.push(at);
@@ -368,24 +312,13 @@ fn circle(layout: &Layout<'_>, start: usize, missing: &[usize]) -> Diagnostic {
         at = next(at).unwrap_or(at);
     }
     let node = &layout.nodes[at];
-    let blamed = node
-        .sources
-        .iter()
-        .find(|(_, source)| missing[**source] > 0);
+    let blamed = node.sources.iter().find(|(_, source)| missing[**source] > 0);
     let span = blamed.and_then(|(place, _)| match place.trigger {
         true => node.triggers.get(place.instruction),
-        false => node
-            .stage
-            .and_then(|s| s.instructions.get(place.instruction)),
+        false => node.stage.and_then(|s| s.instructions.get(place.instruction)),
     });
-    let name = node
-        .stage
-        .and_then(|s| s.from.name.as_deref())
-        .unwrap_or(&node.image);
+    let name = node.stage.and_then(|s| s.from.name.as_deref()).unwrap_or(&node.image);
     let message = format!("circular dependency detected on stage: {name}");
     let base_only = matches!(node.base, Base::Node(_)).then_some(node.span);
-    Diagnostic::error(
-        message,
-        span.map(|i| i.span).or(base_only).unwrap_or(node.span),
-    )
+    Diagnostic::error(message, span.map(|i| i.span).or(base_only).unwrap_or(node.span))
 }

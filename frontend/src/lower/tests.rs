@@ -1,9 +1,7 @@
 use super::*;
 use crate::NamedContext;
 use crate::testing::{Fake, options, plan};
-use xbuild_graph::{
-    CopyAction, CopySource, ExecOp, FileAction, FileOp, LocalSource, MountKind, Op, SourceOp,
-};
+use xbuild_graph::{CopyAction, CopySource, ExecOp, FileAction, FileOp, LocalSource, MountKind, Op, SourceOp};
 
 fn built(text: &str) -> Plan {
     plan(text, &options(), &Fake::default()).unwrap()
@@ -16,9 +14,7 @@ fn errors(text: &str) -> Vec<String> {
 
 fn names(plan: &Plan) -> Vec<String> {
     let in_order = plan.graph.in_order().into_iter();
-    in_order
-        .map(|id| plan.graph[id].meta.name.clone())
-        .collect()
+    in_order.map(|id| plan.graph[id].meta.name.clone()).collect()
 }
 
 fn history(plan: &Plan) -> Vec<String> {
@@ -27,11 +23,7 @@ fn history(plan: &Plan) -> Vec<String> {
 }
 
 fn execs(plan: &Plan) -> Vec<ExecOp> {
-    let ops = plan
-        .graph
-        .in_order()
-        .into_iter()
-        .map(|id| plan.graph[id].op.clone());
+    let ops = plan.graph.in_order().into_iter().map(|id| plan.graph[id].op.clone());
     ops.filter_map(|op| match op {
         Op::Exec(exec) => Some(*exec),
         _ => None,
@@ -40,11 +32,7 @@ fn execs(plan: &Plan) -> Vec<ExecOp> {
 }
 
 fn copies(plan: &Plan) -> Vec<CopyAction> {
-    let ops = plan
-        .graph
-        .in_order()
-        .into_iter()
-        .map(|id| plan.graph[id].op.clone());
+    let ops = plan.graph.in_order().into_iter().map(|id| plan.graph[id].op.clone());
     ops.filter_map(|op| match op {
         Op::File(FileOp { mut actions, .. }) => match actions.pop() {
             Some(FileAction::Copy(copy)) => Some(*copy),
@@ -61,44 +49,28 @@ fn only_what_the_target_needs_is_resolved_and_lowered() {
     let text = "FROM a AS x\nRUN x\nFROM unneeded AS y\nRUN y\nFROM b\nCOPY --from=x /f /\nCOPY --from=c /g /\n";
     let plan = plan(text, &options(), &fake).unwrap();
     assert_eq!(fake.calls.borrow().len(), 1, "one call for all images");
-    assert_eq!(
-        fake.calls.borrow()[0],
-        ["a linux/amd64", "b linux/amd64", "c linux/amd64"]
-    );
+    assert_eq!(fake.calls.borrow()[0], ["a linux/amd64", "b linux/amd64", "c linux/amd64"]);
     let names = names(&plan);
-    assert!(
-        names.contains(&"[stage-2 2/3] COPY --from=x /f /".to_owned()),
-        "{names:?}"
-    );
+    assert!(names.contains(&"[stage-2 2/3] COPY --from=x /f /".to_owned()), "{names:?}");
     assert!(!names.iter().any(|n| n.contains("RUN y")));
 }
 
 #[test]
 fn a_single_stage_has_no_name_in_the_progress() {
-    assert_eq!(
-        names(&built("FROM a\nRUN echo \"$PATH\" $x\n")),
-        ["[1/2] FROM a", "[2/2] RUN echo \"/bin\" $x"]
-    );
+    assert_eq!(names(&built("FROM a\nRUN echo \"$PATH\" $x\n")), ["[1/2] FROM a", "[2/2] RUN echo \"/bin\" $x"]);
 }
 
 #[test]
 fn platforms_share_one_graph() {
     let mut options = options();
-    options.platforms = vec![
-        Platform::new("linux", "amd64", None),
-        Platform::new("linux", "arm64", None),
-    ];
+    options.platforms = vec![Platform::new("linux", "amd64", None), Platform::new("linux", "arm64", None)];
     let fake = Fake::default();
-    let text =
-        "FROM --platform=$BUILDPLATFORM a AS tools\nRUN same\nFROM b\nCOPY --from=tools /x /x\n";
+    let text = "FROM --platform=$BUILDPLATFORM a AS tools\nRUN same\nFROM b\nCOPY --from=tools /x /x\n";
     let plan = plan(text, &options, &fake).unwrap();
     assert_eq!(fake.calls.borrow().len(), 1);
     assert_eq!((plan.images.len(), execs(&plan).len()), (2, 1));
     let names = names(&plan);
-    assert!(
-        names.contains(&"[linux/arm64 stage-1 2/2] COPY --from=tools /x /x".to_owned()),
-        "{names:?}"
-    );
+    assert!(names.contains(&"[linux/arm64 stage-1 2/2] COPY --from=tools /x /x".to_owned()), "{names:?}");
     assert_eq!(plan.images[1].config.architecture, "arm64");
 }
 
@@ -106,15 +78,11 @@ fn platforms_share_one_graph() {
 fn arguments_are_scoped_by_stage() {
     let mut options = options();
     options.build_args.insert("G".into(), "given".into());
-    let text =
-        "ARG G=g\nARG H=$G-h\nFROM a AS one\nARG G\nARG L=l\nRUN one\nFROM one\nARG H N\nRUN two\n";
+    let text = "ARG G=g\nARG H=$G-h\nFROM a AS one\nARG G\nARG L=l\nRUN one\nFROM one\nARG H N\nRUN two\n";
     let plan = plan(text, &options, &Fake::default()).unwrap();
     let two = execs(&plan).pop().unwrap();
     assert_eq!(two.env, ["PATH=/bin", "G=given", "L=l", "H=given-h"]);
-    assert_eq!(
-        history(&plan).last().unwrap(),
-        "RUN |4 G=given L=l H=given-h N= /bin/sh -c two # buildkit"
-    );
+    assert_eq!(history(&plan).last().unwrap(), "RUN |4 G=given L=l H=given-h N= /bin/sh -c two # buildkit");
 }
 
 #[test]
@@ -132,22 +100,13 @@ fn proxies_reach_the_process_but_not_the_key() {
 
 #[test]
 fn copies_are_one_action() {
-    let plan = built(
-        "FROM a\nWORKDIR /w\nCOPY --chown=1:2 --chmod=u+x --exclude=*.o a b*/c <<E d/\n$PATH\nE\n",
-    );
+    let plan = built("FROM a\nWORKDIR /w\nCOPY --chown=1:2 --chmod=u+x --exclude=*.o a b*/c <<E d/\n$PATH\nE\n");
     let copy = copies(&plan).pop().unwrap();
     assert_eq!(copy.destination, "/w/d/");
     assert_eq!(copy.sources.len(), 3);
-    assert!(
-        matches!(&copy.sources[1], CopySource::Path { path, wildcard: true, required: false } if path == "/b*/c")
-    );
-    assert!(
-        matches!(&copy.sources[2], CopySource::Inline { name, data } if name == "E" && data == b"/bin\n")
-    );
-    assert_eq!(
-        history(&plan)[1],
-        "COPY --chown=1:2 --chmod=u+x a b*/c <<E d/ # buildkit"
-    );
+    assert!(matches!(&copy.sources[1], CopySource::Path { path, wildcard: true, required: false } if path == "/b*/c"));
+    assert!(matches!(&copy.sources[2], CopySource::Inline { name, data } if name == "E" && data == b"/bin\n"));
+    assert_eq!(history(&plan)[1], "COPY --chown=1:2 --chmod=u+x a b*/c <<E d/ # buildkit");
 }
 
 #[test]
@@ -162,17 +121,9 @@ fn downloads_are_vertices() {
         .map(|id| plan.graph[id].op.clone())
         .filter(|o| matches!(o, Op::Source(_)))
         .collect();
-    let has = |fits: fn(&SourceOp) -> bool| {
-        sources
-            .iter()
-            .any(|s| matches!(s, Op::Source(op) if fits(op)))
-    };
-    assert!(has(
-        |s| matches!(s, SourceOp::Http(h) if h.filename.as_deref() == Some("f.txt") && h.checksum.is_some())
-    ));
-    assert!(has(
-        |s| matches!(s, SourceOp::Git(g) if g.keep_git_dir && g.subdir == "sub" && g.reference == "v1")
-    ));
+    let has = |fits: fn(&SourceOp) -> bool| sources.iter().any(|s| matches!(s, Op::Source(op) if fits(op)));
+    assert!(has(|s| matches!(s, SourceOp::Http(h) if h.filename.as_deref() == Some("f.txt") && h.checksum.is_some())));
+    assert!(has(|s| matches!(s, SourceOp::Git(g) if g.keep_git_dir && g.subdir == "sub" && g.reference == "v1")));
 }
 
 #[test]
@@ -180,53 +131,25 @@ fn mounts_are_in_order_after_the_root() {
     let text = "FROM a AS x\nFROM scratch\nWORKDIR /w\nRUN --mount=from=x,source=s,target=t --mount=type=cache,target=/c/,sharing=locked \
                 --mount=type=secret,id=k,env=K --mount=type=ssh --mount=type=tmpfs,target=/t,size=1m true\n";
     let exec = execs(&built(text)).pop().unwrap();
-    let targets: Vec<_> = exec
-        .mounts
-        .iter()
-        .map(|m| (m.destination.as_str(), m.input))
-        .collect();
+    let targets: Vec<_> = exec.mounts.iter().map(|m| (m.destination.as_str(), m.input)).collect();
     assert_eq!(
         targets,
-        [
-            ("/", Some(0)),
-            ("/w/t", Some(1)),
-            ("/c", None),
-            ("/run/buildkit/ssh_agent.0", None),
-            ("/t", None)
-        ]
+        [("/", Some(0)), ("/w/t", Some(1)), ("/c", None), ("/run/buildkit/ssh_agent.0", None), ("/t", None)]
     );
     assert!(exec.mounts[1].readonly && exec.mounts[1].selector == "/s");
     assert!(matches!(&exec.mounts[2].kind, MountKind::Cache { id, mode: 0o755, .. } if id == "/c"));
-    assert!(matches!(
-        exec.mounts[4].kind,
-        MountKind::Tmpfs {
-            size: Some(1_048_576)
-        }
-    ));
+    assert!(matches!(exec.mounts[4].kind, MountKind::Tmpfs { size: Some(1_048_576) }));
     assert_eq!(exec.secret_env[0].name, "K");
-    assert!(
-        exec.env
-            .contains(&"SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0".to_owned())
-    );
+    assert!(exec.env.contains(&"SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0".to_owned()));
 }
 
 #[test]
 fn triggers_of_the_base_run_first() {
-    let fake = Fake {
-        on_build: vec!["COPY --from=other /x /y".into(), "ENV T=1".into()],
-        ..Fake::default()
-    };
+    let fake = Fake { on_build: vec!["COPY --from=other /x /y".into(), "ENV T=1".into()], ..Fake::default() };
     let plan = plan("FROM a\nRUN echo $T\n", &options(), &fake).unwrap();
-    assert_eq!(
-        fake.calls.borrow().len(),
-        2,
-        "the trigger's image is asked for once it is known"
-    );
+    assert_eq!(fake.calls.borrow().len(), 2, "the trigger's image is asked for once it is known");
     assert_eq!(history(&plan)[0], "COPY /x /y # buildkit");
-    let bad = Fake {
-        on_build: vec!["FROM scratch".into()],
-        ..Fake::default()
-    };
+    let bad = Fake { on_build: vec!["FROM scratch".into()], ..Fake::default() };
     assert!(crate::testing::plan("FROM a", &options(), &bad).is_err());
 }
 
@@ -240,59 +163,34 @@ fn triggers_of_a_stage_run_in_those_on_it() {
 #[test]
 fn named_contexts_take_the_place_of_stages_and_images() {
     let mut fake = Fake::default();
-    let local = NamedContext::Local(LocalSource {
-        name: "dir".into(),
-        excludes: vec![],
-    });
+    let local = NamedContext::Local(LocalSource { name: "dir".into(), excludes: vec![] });
     fake.contexts.insert("x".into(), local.clone());
     fake.contexts.insert("img".into(), local);
-    let plan = plan(
-        "FROM missing AS X\nRUN never\nFROM img:latest\nCOPY --from=x /f /f\n",
-        &options(),
-        &fake,
-    )
-    .unwrap();
+    let plan = plan("FROM missing AS X\nRUN never\nFROM img:latest\nCOPY --from=x /f /f\n", &options(), &fake).unwrap();
     assert!(execs(&plan).is_empty());
     assert!(fake.calls.borrow().is_empty());
     assert!(copies(&plan).iter().all(|c| !c.keep_owner));
     assert_eq!(copies(&plan).len(), 2, "one for the base, one for COPY");
-    assert_eq!(
-        plan.images[0].config.history.len(),
-        2,
-        "the context's layer is told of too"
-    );
+    assert_eq!(plan.images[0].config.history.len(), 2, "the context's layer is told of too");
 }
 
 #[test]
 fn unknown_things_are_errors_with_suggestions() {
     assert_eq!(errors("FROM missing:1"), ["missing:1: not found"]);
-    assert_eq!(
-        errors("FROM a AS build\nFROM missing-bild"),
-        ["missing-bild: not found"]
-    );
+    assert_eq!(errors("FROM a AS build\nFROM missing-bild"), ["missing-bild: not found"]);
     let mut options = options();
     options.target = Some("biuld".into());
     let found = plan("FROM a AS build", &options, &Fake::default()).unwrap_err();
-    assert_eq!(
-        found[0].text(),
-        "target stage `biuld` could not be found (did you mean build?)"
-    );
+    assert_eq!(found[0].text(), "target stage `biuld` could not be found (did you mean build?)");
     assert!(errors("FROM a\nCOPY --from=3 x y")[0].contains("invalid stage index 3"));
-    assert!(
-        errors("FROM a AS x\nCOPY --from=x /x /y")[0]
-            .contains("circular dependency detected on stage: x")
-    );
+    assert!(errors("FROM a AS x\nCOPY --from=x /x /y")[0].contains("circular dependency detected on stage: x"));
     assert!(errors("FROM a\nRUN --security=insecure x")[0].contains("security.insecure"));
-    assert_eq!(
-        errors("FROM a\nEXPOSE x\nFROM b\nCOPY --chmod=9 x y\nCOPY --from=0 a b").len(),
-        1
-    );
+    assert_eq!(errors("FROM a\nEXPOSE x\nFROM b\nCOPY --chmod=9 x y\nCOPY --from=0 a b").len(), 1);
 }
 
 #[test]
 fn circles_of_stages_are_found() {
-    let text =
-        "FROM a AS x\nCOPY --from=y /x /y\nFROM a AS y\nRUN true\nCOPY --from=x /x /y\nFROM y\n";
+    let text = "FROM a AS x\nCOPY --from=y /x /y\nFROM a AS y\nRUN true\nCOPY --from=x /x /y\nFROM y\n";
     assert!(errors(text)[0].contains("circular"));
 }
 
@@ -300,18 +198,8 @@ fn circles_of_stages_are_found() {
 fn no_cache_marks_the_steps_of_a_stage() {
     let mut options = options();
     options.no_cache = NoCache::Stages(vec!["X".into()]);
-    let plan = plan(
-        "FROM a AS x\nRUN one\nFROM x\nRUN two\n",
-        &options,
-        &Fake::default(),
-    )
-    .unwrap();
-    let marks: Vec<_> = plan
-        .graph
-        .in_order()
-        .into_iter()
-        .map(|id| plan.graph[id].meta.ignore_cache)
-        .collect();
+    let plan = plan("FROM a AS x\nRUN one\nFROM x\nRUN two\n", &options, &Fake::default()).unwrap();
+    let marks: Vec<_> = plan.graph.in_order().into_iter().map(|id| plan.graph[id].meta.ignore_cache).collect();
     assert_eq!(marks, [false, true, false]);
 }
 
@@ -326,9 +214,7 @@ fn scratch_has_no_files() {
 
 #[test]
 fn scripts_with_a_shebang_are_mounted() {
-    let exec = execs(&built("FROM a\nRUN <<E\n#!/bin/x\nE\n"))
-        .pop()
-        .unwrap();
+    let exec = execs(&built("FROM a\nRUN <<E\n#!/bin/x\nE\n")).pop().unwrap();
     assert_eq!(exec.args, ["/bin/sh", "-c", "/dev/pipes/E"]);
     assert_eq!(exec.mounts[1].destination, "/dev/pipes");
     let exec = execs(&built("FROM a\nRUN <<-E\n\tx\n\tE\n")).pop().unwrap();

@@ -29,11 +29,7 @@ const ADD: &[(&str, Takes)] = &[
     ("exclude", Takes::Many),
     ("unpack", Takes::Switch),
 ];
-const RUN: &[(&str, Takes)] = &[
-    ("mount", Takes::Many),
-    ("network", Takes::Text),
-    ("security", Takes::Text),
-];
+const RUN: &[(&str, Takes)] = &[("mount", Takes::Many), ("network", Takes::Text), ("security", Takes::Text)];
 const HEALTHCHECK: &[(&str, Takes)] = &[
     ("interval", Takes::Text),
     ("timeout", Takes::Text),
@@ -64,15 +60,8 @@ pub(super) struct Flags {
 
 impl Flags {
     /// Sorts `written` (without `--`) by name.
-    pub(super) fn read(
-        instruction: &str,
-        written: &[String],
-        span: Span,
-    ) -> Result<Self, Diagnostic> {
-        let mut flags = Self {
-            values: Vec::new(),
-            any: !written.is_empty(),
-        };
+    pub(super) fn read(instruction: &str, written: &[String], span: Span) -> Result<Self, Diagnostic> {
+        let mut flags = Self { values: Vec::new(), any: !written.is_empty() };
         let known = known(instruction);
         for flag in written {
             let (name, value) = match flag.split_once('=') {

@@ -73,10 +73,8 @@ impl Request<'_> {
         });
         match strings.collect() {
             Some(strings) => Ok(Some(strings)),
-            None => self.fail(format!(
-                "{}: when using JSON array syntax, arrays must be comprised of strings only",
-                self.name
-            )),
+            None => self
+                .fail(format!("{}: when using JSON array syntax, arrays must be comprised of strings only", self.name)),
         }
     }
 
@@ -132,18 +130,11 @@ fn kind(request: &Request<'_>, warnings: &mut Vec<Diagnostic>) -> Result<Kind, D
         "ENTRYPOINT" => Kind::Entrypoint(request.shell_form()?),
         "ENV" => Kind::Env(pairs(request, warnings)?),
         "LABEL" => Kind::Label(pairs(request, warnings)?),
-        "EXPOSE" => Kind::Expose(at_least_one(
-            request,
-            request.rest.split_whitespace().map(str::to_owned).collect(),
-        )?),
+        "EXPOSE" => Kind::Expose(at_least_one(request, request.rest.split_whitespace().map(str::to_owned).collect())?),
         "HEALTHCHECK" => Kind::Healthcheck(healthcheck(request)?),
         "MAINTAINER" => {
             let message = "Maintainer instruction is deprecated in favor of using label";
-            warnings.push(Diagnostic::warning(
-                &MAINTAINER_DEPRECATED,
-                message,
-                request.span,
-            ));
+            warnings.push(Diagnostic::warning(&MAINTAINER_DEPRECATED, message, request.span));
             Kind::Maintainer(request.one()?)
         }
         "ONBUILD" => Kind::Onbuild(onbuild(request)?),
@@ -174,11 +165,11 @@ fn from(request: &Request<'_>) -> Result<From, Diagnostic> {
     if let Some((_, name)) = naming {
         let lower = name.to_lowercase();
         let valid = lower.starts_with(|c: char| c.is_ascii_lowercase())
-            && lower
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b));
+            && lower.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b));
         if !valid {
-            return request.fail(format!("invalid name for build stage: `{name}`, name can't start with a number or contain symbols"));
+            return request.fail(format!(
+                "invalid name for build stage: `{name}`, name can't start with a number or contain symbols"
+            ));
         }
     }
     Ok(From {
@@ -207,10 +198,7 @@ fn arguments(request: &Request<'_>) -> Result<Vec<(String, Option<String>)>, Dia
 }
 
 /// `a=b c=d`, or the old form with one name and the rest of the line as its value.
-fn pairs(
-    request: &Request<'_>,
-    warnings: &mut Vec<Diagnostic>,
-) -> Result<Vec<(String, String)>, Diagnostic> {
+fn pairs(request: &Request<'_>, warnings: &mut Vec<Diagnostic>) -> Result<Vec<(String, String)>, Diagnostic> {
     let name = request.name;
     let words = words(request.rest, request.escape);
     let Some(first) = words.first() else {
@@ -220,26 +208,18 @@ fn pairs(
         let mut pairs = Vec::with_capacity(words.len());
         for word in words {
             let Some((key, value)) = word.split_once('=') else {
-                return request.fail(format!("{name}: syntax error - can't find = in `{word}`. Must be of the form: name=value"));
+                return request
+                    .fail(format!("{name}: syntax error - can't find = in `{word}`. Must be of the form: name=value"));
             };
             pairs.push((key.to_owned(), value.to_owned()));
         }
         pairs
     } else {
         let Some((key, value)) = request.rest.split_once(char::is_whitespace) else {
-            return request.fail(format!(
-                "{name} must have two arguments: `{}` has no value",
-                request.rest
-            ));
+            return request.fail(format!("{name} must have two arguments: `{}` has no value", request.rest));
         };
-        let message = format!(
-            "\"{name} key=value\" should be used instead of legacy \"{name} key value\" format"
-        );
-        warnings.push(Diagnostic::warning(
-            &LEGACY_KEY_VALUE_FORMAT,
-            message,
-            request.span,
-        ));
+        let message = format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
+        warnings.push(Diagnostic::warning(&LEGACY_KEY_VALUE_FORMAT, message, request.span));
         vec![(key.to_owned(), value.trim_start().to_owned())]
     };
     if pairs.iter().any(|(key, _)| key.is_empty()) {
@@ -251,13 +231,13 @@ fn pairs(
 fn copy(request: &Request<'_>) -> Result<Copy, Diagnostic> {
     let mut list = request.list()?;
     let Some(destination) = list.pop().filter(|_| !list.is_empty()) else {
-        return request.fail(format!("{} requires at least two arguments, but only one was provided: the destination could not be determined", request.name));
-    };
-    if heredoc_mark(&destination).is_some() && !request.heredocs.is_empty() {
         return request.fail(format!(
-            "{} cannot accept a heredoc as a destination",
+            "{} requires at least two arguments, but only one was provided: the destination could not be determined",
             request.name
         ));
+    };
+    if heredoc_mark(&destination).is_some() && !request.heredocs.is_empty() {
+        return request.fail(format!("{} cannot accept a heredoc as a destination", request.name));
     }
     let mut inline = Vec::new();
     list.retain(|source| {
@@ -268,7 +248,10 @@ fn copy(request: &Request<'_>) -> Result<Copy, Diagnostic> {
     });
     let flags = &request.flags;
     if let Some(from) = flags.text("from").filter(|f| f.contains('$')) {
-        return request.fail(format!("{} --from={from}: 'from' doesn't support variable expansion, define alias stage instead", request.name));
+        return request.fail(format!(
+            "{} --from={from}: 'from' doesn't support variable expansion, define alias stage instead",
+            request.name
+        ));
     }
     Ok(Copy {
         from: flags.text("from").filter(|f| !f.is_empty()),
@@ -300,34 +283,16 @@ fn run(request: &Request<'_>) -> Result<Run, Diagnostic> {
         mount::check(written).map_err(|message| Diagnostic::error(message, request.span))?;
     }
     let network = request.flags.text("network");
-    if let Some(mode) = network
-        .as_deref()
-        .filter(|m| !matches!(*m, "default" | "none" | "host"))
-    {
-        let problem = Diagnostic::error(
-            format!("invalid network mode `{mode}` of RUN"),
-            request.span,
-        );
+    if let Some(mode) = network.as_deref().filter(|m| !matches!(*m, "default" | "none" | "host")) {
+        let problem = Diagnostic::error(format!("invalid network mode `{mode}` of RUN"), request.span);
         return Err(problem.suggest(mode, ["default", "none", "host"]));
     }
     let security = request.flags.text("security");
-    if let Some(mode) = security
-        .as_deref()
-        .filter(|m| !matches!(*m, "sandbox" | "insecure"))
-    {
-        let problem = Diagnostic::error(
-            format!("security mode `{mode}` of RUN is not valid"),
-            request.span,
-        );
+    if let Some(mode) = security.as_deref().filter(|m| !matches!(*m, "sandbox" | "insecure")) {
+        let problem = Diagnostic::error(format!("security mode `{mode}` of RUN is not valid"), request.span);
         return Err(problem.suggest(mode, ["sandbox", "insecure"]));
     }
-    Ok(Run {
-        command,
-        mounts,
-        network,
-        security,
-        heredocs: request.heredocs.to_vec(),
-    })
+    Ok(Run { command, mounts, network, security, heredocs: request.heredocs.to_vec() })
 }
 
 fn shell(request: &Request<'_>) -> Result<Vec<String>, Diagnostic> {
@@ -355,10 +320,7 @@ fn onbuild(request: &Request<'_>) -> Result<String, Diagnostic> {
             return request.fail(format!("{name} isn't allowed as an ONBUILD trigger"));
         }
         name if !INSTRUCTIONS.contains(&name) => {
-            let problem = Diagnostic::error(
-                format!("unknown instruction: {inner} (in ONBUILD)"),
-                request.span,
-            );
+            let problem = Diagnostic::error(format!("unknown instruction: {inner} (in ONBUILD)"), request.span);
             return Err(problem.suggest(name, INSTRUCTIONS.iter().copied()));
         }
         _ => {}
@@ -374,22 +336,13 @@ fn onbuild(request: &Request<'_>) -> Result<String, Diagnostic> {
 
 fn healthcheck(request: &Request<'_>) -> Result<Healthcheck, Diagnostic> {
     let (kind, rest) = lexical::keyword(request.rest);
-    let plain = |test| Healthcheck {
-        test,
-        ..Healthcheck::default()
-    };
+    let plain = |test| Healthcheck { test, ..Healthcheck::default() };
     match kind.to_ascii_uppercase().as_str() {
         "" => request.fail("HEALTHCHECK requires at least one argument"),
         "NONE" if rest.is_empty() && !request.flags.any => Ok(plain(vec!["NONE".to_owned()])),
         "NONE" => request.fail("HEALTHCHECK NONE takes no arguments"),
         "CMD" => {
-            let inner = Request {
-                name: "HEALTHCHECK",
-                flags: Flags::default(),
-                rest,
-                heredocs: &[],
-                ..*request
-            };
+            let inner = Request { name: "HEALTHCHECK", flags: Flags::default(), rest, heredocs: &[], ..*request };
             let test = match inner.shell_form()? {
                 ShellForm::Exec(args) if args.is_empty() => Vec::new(),
                 ShellForm::Shell(line) if line.is_empty() => Vec::new(),
@@ -414,9 +367,7 @@ fn timings(request: &Request<'_>, mut check: Healthcheck) -> Result<Healthcheck,
         match duration(&text) {
             None => request.fail(format!("HEALTHCHECK --{flag}: invalid duration `{text}`")),
             Some(0) => Ok(0),
-            Some(n) if n < SHORTEST => {
-                request.fail(format!("HEALTHCHECK --{flag}: `{text}` is less than 1ms"))
-            }
+            Some(n) if n < SHORTEST => request.fail(format!("HEALTHCHECK --{flag}: `{text}` is less than 1ms")),
             Some(n) => Ok(n),
         }
     };
@@ -428,9 +379,7 @@ fn timings(request: &Request<'_>, mut check: Healthcheck) -> Result<Healthcheck,
         check.retries = match text.parse::<i32>() {
             Ok(n) if n >= 0 => i64::from(n),
             _ => {
-                return request.fail(format!(
-                    "HEALTHCHECK --retries: `{text}` is not a number of 0 or more"
-                ));
+                return request.fail(format!("HEALTHCHECK --retries: `{text}` is not a number of 0 or more"));
             }
         };
     }

@@ -13,16 +13,10 @@ fn blank(c: char) -> bool {
 }
 
 /// A quoted part, quotes included. An unterminated one reaches the end.
-fn quoted<'a>(
-    quote: char,
-    escape: Option<char>,
-) -> impl FnMut(&'a str) -> IResult<&'a str, &'a str> {
+fn quoted<'a>(quote: char, escape: Option<char>) -> impl FnMut(&'a str) -> IResult<&'a str, &'a str> {
     move |input: &'a str| {
         let plain = recognize(take_till1(move |c| c == quote || Some(c) == escape));
-        let escaped = recognize(pair(
-            verify(anychar, move |c| Some(*c) == escape),
-            opt(anychar),
-        ));
+        let escaped = recognize(pair(verify(anychar, move |c| Some(*c) == escape), opt(anychar)));
         let body = fold_many0(alt((plain, escaped)), || (), |(), _| ());
         recognize((char(quote), body, opt(char(quote)))).parse(input)
     }
@@ -33,13 +27,7 @@ fn raw_word<'a>(escape: char) -> impl FnMut(&'a str) -> IResult<&'a str, &'a str
     move |input: &'a str| {
         let plain = take_while1(move |c| !blank(c) && c != '\'' && c != '"' && c != escape);
         let escaped = recognize(pair(char(escape), opt(anychar)));
-        recognize(many1_count(alt((
-            plain,
-            quoted('\'', None),
-            quoted('"', Some(escape)),
-            escaped,
-        ))))
-        .parse(input)
+        recognize(many1_count(alt((plain, quoted('\'', None), quoted('"', Some(escape)), escaped)))).parse(input)
     }
 }
 
@@ -74,31 +62,14 @@ fn quotes_are_closed(text: &str, escape: char) -> bool {
 
 /// One flag word, quotes and escapes undone.
 fn flag_word(input: &str) -> IResult<&str, String> {
-    let escaped = |input| {
-        preceded(
-            char('\\'),
-            map(opt(anychar), |c| c.map(String::from).unwrap_or_default()),
-        )
-        .parse(input)
-    };
+    let escaped =
+        |input| preceded(char('\\'), map(opt(anychar), |c| c.map(String::from).unwrap_or_default())).parse(input);
     let single = delimited(char('\''), take_till(|c| c == '\''), opt(char('\'')));
-    let inside = alt((
-        map(take_till1(|c| c == '"' || c == '\\'), str::to_owned),
-        escaped,
-    ));
-    let double = delimited(
-        char('"'),
-        fold_many0(inside, String::new, |all, part| all + &part),
-        opt(char('"')),
-    );
+    let inside = alt((map(take_till1(|c| c == '"' || c == '\\'), str::to_owned), escaped));
+    let double = delimited(char('"'), fold_many0(inside, String::new, |all, part| all + &part), opt(char('"')));
     let plain = take_while1(|c| !blank(c) && !matches!(c, '\'' | '"' | '\\'));
     fold_many0(
-        alt((
-            map(plain, str::to_owned),
-            escaped,
-            map(single, str::to_owned),
-            double,
-        )),
+        alt((map(plain, str::to_owned), escaped, map(single, str::to_owned), double)),
         String::new,
         |all, part| all + &part,
     )
@@ -109,9 +80,7 @@ fn flag_word(input: &str) -> IResult<&str, String> {
 pub(crate) fn flags(text: &str) -> (Vec<String>, &str) {
     let mut found = Vec::new();
     let mut left = text.trim_start();
-    while let Ok((after, word)) =
-        preceded(tag::<_, _, nom::error::Error<&str>>("--"), flag_word).parse(left)
-    {
+    while let Ok((after, word)) = preceded(tag::<_, _, nom::error::Error<&str>>("--"), flag_word).parse(left) {
         left = after.trim_start();
         if word.is_empty() {
             break;
@@ -157,11 +126,7 @@ pub(crate) fn heredoc_mark(word: &str) -> Option<Mark> {
     }
     let plain = unquote(name);
     let expand = plain == name;
-    (!plain.is_empty()).then_some(Mark {
-        name: plain,
-        expand,
-        chomp,
-    })
+    (!plain.is_empty()).then_some(Mark { name: plain, expand, chomp })
 }
 
 /// The marks of all heredocs that a line opens.
@@ -169,10 +134,7 @@ pub(crate) fn heredoc_marks(line: &str) -> Vec<Mark> {
     if !line.contains("<<") || !quotes_are_closed(line, '\\') {
         return Vec::new();
     }
-    words(line, '\\')
-        .into_iter()
-        .filter_map(heredoc_mark)
-        .collect()
+    words(line, '\\').into_iter().filter_map(heredoc_mark).collect()
 }
 
 /// Removes quotes and escapes from a word.
@@ -194,15 +156,10 @@ fn unquote(word: &str) -> String {
 
 /// `# name = value` as (name in lower case, value).
 pub(crate) fn directive(line: &str) -> Option<(String, &str)> {
-    let name = recognize(pair(
-        verify(anychar, char::is_ascii_alphabetic),
-        take_while(|c: char| c.is_ascii_alphanumeric()),
-    ));
+    let name =
+        recognize(pair(verify(anychar, char::is_ascii_alphabetic), take_while(|c: char| c.is_ascii_alphanumeric())));
     let spaces = || take_while::<_, &str, nom::error::Error<&str>>(blank);
-    let mut parser = preceded(
-        (char('#'), spaces()),
-        pair(terminated(name, (spaces(), char('='), spaces())), rest),
-    );
+    let mut parser = preceded((char('#'), spaces()), pair(terminated(name, (spaces(), char('='), spaces())), rest));
     let (_, (name, text)) = parser.parse(line).ok()?;
     let text = text.trim_end();
     (!text.is_empty()).then(|| (name.to_ascii_lowercase(), text))
@@ -219,12 +176,9 @@ pub(crate) fn duration(text: &str) -> Option<i64> {
         value(3_600_000_000_000, tag("h")),
     ));
     let fraction = preceded(char('.'), digit0);
-    let number = verify(
-        (digit0, opt(fraction)),
-        |(whole, part): &(&str, Option<&str>)| {
-            !whole.is_empty() || part.is_some_and(|p| !p.is_empty())
-        },
-    );
+    let number = verify((digit0, opt(fraction)), |(whole, part): &(&str, Option<&str>)| {
+        !whole.is_empty() || part.is_some_and(|p| !p.is_empty())
+    });
     let mut one = pair(number, unit);
     let (negative, mut left) = match text.strip_prefix('-') {
         Some(after) => (true, after),
@@ -239,18 +193,12 @@ pub(crate) fn duration(text: &str) -> Option<i64> {
     let mut total = 0u64;
     while !left.is_empty() {
         let (after, ((whole, part), unit)) = one.parse(left).ok()?;
-        let whole: u64 = if whole.is_empty() {
-            0
-        } else {
-            whole.parse().ok()?
-        };
+        let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
         let part: f64 = match part {
             Some(p) if !p.is_empty() => format!("0.{p}").parse().ok()?,
             _ => 0.0,
         };
-        total = total
-            .checked_add(whole.checked_mul(unit)?)?
-            .checked_add((part * unit as f64) as u64)?;
+        total = total.checked_add(whole.checked_mul(unit)?)?.checked_add((part * unit as f64) as u64)?;
         left = after;
     }
     let total = i64::try_from(total).ok()?;
@@ -263,10 +211,7 @@ mod tests {
 
     #[test]
     fn words_keep_their_quotes() {
-        assert_eq!(
-            words(r#"a "b c" d\ e 'f "g' h"i j"k"#, '\\'),
-            ["a", "\"b c\"", "d\\ e", "'f \"g'", "h\"i j\"k"]
-        );
+        assert_eq!(words(r#"a "b c" d\ e 'f "g' h"i j"k"#, '\\'), ["a", "\"b c\"", "d\\ e", "'f \"g'", "h\"i j\"k"]);
         assert_eq!(words("  ", '\\'), Vec::<&str>::new());
         assert_eq!(words(r"c:\dir x`  y", '`'), [r"c:\dir", "x` ", "y"]);
         assert_eq!(words("a 'open", '\\'), ["a", "'open"]);
@@ -274,10 +219,7 @@ mod tests {
 
     #[test]
     fn flags_come_off_the_front() {
-        assert_eq!(
-            flags("--a --b=c d --e"),
-            (vec!["a".into(), "b=c".into()], "d --e")
-        );
+        assert_eq!(flags("--a --b=c d --e"), (vec!["a".into(), "b=c".into()], "d --e"));
         assert_eq!(flags(r#"--x="a b" y"#), (vec!["x=a b".into()], "y"));
         assert_eq!(flags("-- --x"), (vec![], "--x"));
         assert_eq!(flags("-x"), (vec![], "-x"));
@@ -285,12 +227,7 @@ mod tests {
 
     #[test]
     fn marks_of_heredocs() {
-        let names = |line| {
-            heredoc_marks(line)
-                .into_iter()
-                .map(|m| m.name)
-                .collect::<Vec<_>>()
-        };
+        let names = |line| heredoc_marks(line).into_iter().map(|m| m.name).collect::<Vec<_>>();
         assert_eq!(names("cat <<A 3<<-B <<'C D'"), ["A", "B", "C D"]);
         assert!(names(r#"echo "<<NOT""#).is_empty());
         assert!(names("echo $((1<<3))").is_empty());
@@ -320,10 +257,7 @@ mod tests {
     #[test]
     fn directives_are_names_with_values() {
         assert_eq!(directive("# escape=`"), Some(("escape".into(), "`")));
-        assert_eq!(
-            directive("#syntax = a/b:1 "),
-            Some(("syntax".into(), "a/b:1"))
-        );
+        assert_eq!(directive("#syntax = a/b:1 "), Some(("syntax".into(), "a/b:1")));
         assert_eq!(directive("# a comment"), None);
         assert_eq!(directive("# x-y=z"), None);
     }

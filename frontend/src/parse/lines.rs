@@ -33,12 +33,7 @@ pub(crate) fn read(source: &SourceFile) -> Lines {
         lines.problems.push(Diagnostic::error(message, None));
         return lines;
     }
-    let mut reader = Reader {
-        source,
-        next: 1,
-        top: 0,
-        out: lines,
-    };
+    let mut reader = Reader { source, next: 1, top: 0, out: lines };
     reader.directives();
     while reader.instruction() {}
     reader.out
@@ -61,17 +56,13 @@ struct Line<'a> {
 impl Line<'_> {
     fn text(&self) -> String {
         let text = String::from_utf8_lossy(self.bytes);
-        text.strip_suffix('\n')
-            .map(|t| t.strip_suffix('\r').unwrap_or(t))
-            .unwrap_or(&text)
-            .to_owned()
+        text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t)).unwrap_or(&text).to_owned()
     }
 }
 
 impl<'a> Reader<'a> {
     fn peek(&self) -> Option<Line<'a>> {
-        let span =
-            (self.next <= self.source.line_count()).then(|| self.source.line_span(self.next))?;
+        let span = (self.next <= self.source.line_count()).then(|| self.source.line_span(self.next))?;
         let mut bytes = &self.source.bytes()[span.start..span.end];
         if self.next == 1 {
             bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -84,9 +75,7 @@ impl<'a> Reader<'a> {
         self.next += 1;
         if line.bytes.len() > MAX_LINE {
             let message = format!("line {} has more than {MAX_LINE} bytes", self.next - 1);
-            self.out
-                .problems
-                .push(Diagnostic::error(message, line.span));
+            self.out.problems.push(Diagnostic::error(message, line.span));
             self.next = usize::MAX;
             return None;
         }
@@ -104,11 +93,7 @@ impl<'a> Reader<'a> {
         for number in 1..=count {
             let span = self.source.line_span(number);
             let text = self.source.line_text(number);
-            let text = if number == 1 {
-                text.trim_start_matches('\u{feff}')
-            } else {
-                &text
-            };
+            let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { &text };
             let Some((name, value)) = lexical::directive(text.trim_start()) else {
                 return;
             };
@@ -117,10 +102,7 @@ impl<'a> Reader<'a> {
             }
             self.top = number;
             if seen.contains(&name) {
-                self.error(
-                    format!("only one `{name}` parser directive can be used"),
-                    span,
-                );
+                self.error(format!("only one `{name}` parser directive can be used"), span);
                 continue;
             }
             self.apply(&name, value, span);
@@ -131,13 +113,8 @@ impl<'a> Reader<'a> {
     fn apply(&mut self, name: &str, value: &str, span: Span) {
         match (name, value) {
             ("syntax", _) => self.out.directives.syntax = Some(value.to_owned()),
-            ("escape", "\\" | "`") => {
-                self.out.directives.escape = value.chars().next().unwrap_or('\\')
-            }
-            ("escape", _) => self.error(
-                format!("invalid ESCAPE `{value}`: the escape directive takes \\ or `"),
-                span,
-            ),
+            ("escape", "\\" | "`") => self.out.directives.escape = value.chars().next().unwrap_or('\\'),
+            ("escape", _) => self.error(format!("invalid ESCAPE `{value}`: the escape directive takes \\ or `"), span),
             _ => match CheckOptions::parse(value) {
                 Ok(options) => self.out.directives.check = options,
                 Err(message) => self.error(message, span),
@@ -186,25 +163,14 @@ impl<'a> Reader<'a> {
             text.push_str(part);
             continues = goes_on;
         }
-        let last = self.source.line_span(
-            self.next
-                .min(self.source.line_count() + 1)
-                .saturating_sub(1)
-                .max(1),
-        );
+        let last = self.source.line_span(self.next.min(self.source.line_count() + 1).saturating_sub(1).max(1));
         let blank_continuation = blank.then_some(last);
         let text = text.trim().to_owned();
         if text.is_empty() {
             return;
         }
         let heredocs = self.heredocs(&text, &mut span);
-        self.out.logical.push(Logical {
-            text,
-            span,
-            comments,
-            heredocs,
-            blank_continuation,
-        });
+        self.out.logical.push(Logical { text, span, comments, heredocs, blank_continuation });
     }
 
     fn heredocs(&mut self, text: &str, span: &mut Span) -> Vec<Heredoc> {
@@ -215,12 +181,7 @@ impl<'a> Reader<'a> {
         let mut found = Vec::with_capacity(marks.len());
         for mark in marks {
             match self.body(&mark, span) {
-                Some(data) => found.push(Heredoc {
-                    name: mark.name,
-                    expand: mark.expand,
-                    chomp: mark.chomp,
-                    data,
-                }),
+                Some(data) => found.push(Heredoc { name: mark.name, expand: mark.expand, chomp: mark.chomp, data }),
                 None => {
                     self.error(format!("unterminated heredoc `{}`", mark.name), *span);
                     break;
@@ -235,11 +196,7 @@ impl<'a> Reader<'a> {
         while let Some(line) = self.take() {
             span.end = line.span.end;
             let text = line.text();
-            let candidate = if mark.chomp {
-                text.trim_start_matches('\t')
-            } else {
-                &text
-            };
+            let candidate = if mark.chomp { text.trim_start_matches('\t') } else { &text };
             if candidate == mark.name {
                 return Some(data);
             }

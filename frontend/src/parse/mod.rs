@@ -9,9 +9,7 @@ mod lines;
 pub(crate) mod mount;
 mod tree;
 
-pub use tree::{
-    Copy, Directives, From, Heredoc, Instruction, Kind, Parsed, Run, ShellForm, Stage, Tree,
-};
+pub use tree::{Copy, Directives, From, Heredoc, Instruction, Kind, Parsed, Run, ShellForm, Stage, Tree};
 
 use crate::rules::{DUPLICATE_STAGE_NAME, NO_EMPTY_CONTINUATION};
 use crate::{Diagnostic, Severity, SourceFile};
@@ -24,46 +22,23 @@ use xbuild_graph::Span;
 /// the diagnostics.
 pub fn parse(source: &SourceFile) -> Parsed {
     let lines = lines::read(source);
-    let mut builder = Builder {
-        escape: lines.directives.escape,
-        tree: Tree::default(),
-        problems: lines.problems,
-    };
+    let mut builder = Builder { escape: lines.directives.escape, tree: Tree::default(), problems: lines.problems };
     let empty = lines.logical.is_empty() && builder.problems.is_empty();
     for logical in &lines.logical {
         builder.add(logical);
     }
     if empty {
-        builder
-            .problems
-            .push(Diagnostic::error("the Dockerfile cannot be empty", None));
-    } else if builder.tree.stages.is_empty()
-        && builder
-            .problems
-            .iter()
-            .all(|p| p.severity != Severity::Error)
-    {
-        builder.problems.push(Diagnostic::error(
-            "no build stage in the Dockerfile: there is no FROM",
-            None,
-        ));
+        builder.problems.push(Diagnostic::error("the Dockerfile cannot be empty", None));
+    } else if builder.tree.stages.is_empty() && builder.problems.iter().all(|p| p.severity != Severity::Error) {
+        builder.problems.push(Diagnostic::error("no build stage in the Dockerfile: there is no FROM", None));
     }
     casing::check(&builder.tree, &mut builder.problems);
     descriptions::check(&builder.tree, &mut builder.problems);
     duplicate_names(&builder.tree, &mut builder.problems);
     let check = lines.directives.check.clone();
-    builder.problems.retain(|p| {
-        p.rule
-            .is_none_or(|rule| check.wants(rule) || rule.experimental)
-    });
-    builder
-        .problems
-        .sort_by_key(|p| p.at.map_or(0, |at| at.start));
-    Parsed {
-        tree: builder.tree,
-        directives: lines.directives,
-        diagnostics: builder.problems,
-    }
+    builder.problems.retain(|p| p.rule.is_none_or(|rule| check.wants(rule) || rule.experimental));
+    builder.problems.sort_by_key(|p| p.at.map_or(0, |at| at.start));
+    Parsed { tree: builder.tree, directives: lines.directives, diagnostics: builder.problems }
 }
 
 /// Reads the instruction that a base image's ONBUILD left behind; `span` is the FROM that brought it.
@@ -86,9 +61,7 @@ pub(crate) fn parse_trigger(text: &str, span: Span) -> Result<Instruction, Diagn
             comments: Vec::new(),
             kind,
         }),
-        Ok((keyword, Built::From(_))) => Err(fail(&format!(
-            "{keyword} isn't allowed as an ONBUILD trigger"
-        ))),
+        Ok((keyword, Built::From(_))) => Err(fail(&format!("{keyword} isn't allowed as an ONBUILD trigger"))),
         Err(problem) => Err(fail(&problem.message)),
     }
 }
@@ -103,19 +76,14 @@ impl Builder {
     fn add(&mut self, logical: &Logical) {
         if let Some(last) = logical.blank_continuation {
             let message = "Empty continuation line";
-            self.problems
-                .push(Diagnostic::warning(&NO_EMPTY_CONTINUATION, message, last));
+            self.problems.push(Diagnostic::warning(&NO_EMPTY_CONTINUATION, message, last));
         }
         match instruction::build(logical, self.escape, &mut self.problems) {
             Err(problem) => {
                 self.problems.push(problem);
-                let is_from = lexical::keyword(&logical.text)
-                    .0
-                    .eq_ignore_ascii_case("from");
+                let is_from = lexical::keyword(&logical.text).0.eq_ignore_ascii_case("from");
                 if is_from {
-                    self.tree
-                        .stages
-                        .push(stage(From::default(), "FROM", logical));
+                    self.tree.stages.push(stage(From::default(), "FROM", logical));
                 }
             }
             Ok((keyword, Built::From(from))) => {
@@ -137,9 +105,7 @@ impl Builder {
             (Some(stage), _) => stage.instructions.push(instruction),
             (None, Kind::Arg(_)) => self.tree.global_args.push(instruction),
             (None, _) => {
-                let message = format!(
-                    "no build stage in current context: {keyword} comes before the first FROM"
-                );
+                let message = format!("no build stage in current context: {keyword} comes before the first FROM");
                 self.problems.push(Diagnostic::error(message, logical.span));
             }
         }
@@ -164,11 +130,7 @@ fn duplicate_names(tree: &Tree, problems: &mut Vec<Diagnostic>) {
         };
         if !seen.insert(name) {
             let message = format!("Duplicate stage name \"{name}\", stage names should be unique");
-            problems.push(Diagnostic::warning(
-                &DUPLICATE_STAGE_NAME,
-                message,
-                stage.span,
-            ));
+            problems.push(Diagnostic::warning(&DUPLICATE_STAGE_NAME, message, stage.span));
         }
     }
 }

@@ -60,12 +60,9 @@ pub(super) fn check(written: &str) -> Result<(), String> {
     if let Some((_, from)) = fields.iter().find(|(k, _)| k == "from")
         && from.as_deref().is_some_and(|f| f.contains('$'))
     {
-        return Err(
-            "'from' doesn't support variable expansion, define alias stage instead".to_owned(),
-        );
+        return Err("'from' doesn't support variable expansion, define alias stage instead".to_owned());
     }
-    let has_variables =
-        |(_, v): &(String, Option<String>)| v.as_deref().is_some_and(|v| v.contains('$'));
+    let has_variables = |(_, v): &(String, Option<String>)| v.as_deref().is_some_and(|v| v.contains('$'));
     match fields.iter().any(has_variables) {
         true => Ok(()),
         false => read(written, &mut |text| Ok(text.to_owned())).map(|_| ()),
@@ -75,12 +72,7 @@ pub(super) fn check(written: &str) -> Result<(), String> {
 /// Type and source stage, which cannot hold variables that matter before the rest is expanded.
 pub(crate) fn from_of(written: &str) -> Option<String> {
     let fields = fields(written).ok()?;
-    let find = |key: &str| {
-        fields
-            .iter()
-            .find(|(k, _)| k == key)
-            .and_then(|(_, v)| v.clone())
-    };
+    let find = |key: &str| fields.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.clone());
     find("from").filter(|f| !f.is_empty())
 }
 
@@ -94,9 +86,7 @@ fn fields(written: &str) -> Result<Vec<(String, Option<String>)>, String> {
         };
         if !KEYS.contains(&key.as_str()) {
             let hint = nearest(&key, KEYS.iter().copied());
-            let hint = hint
-                .map(|h| format!(" (did you mean {h}?)"))
-                .unwrap_or_default();
+            let hint = hint.map(|h| format!(" (did you mean {h}?)")).unwrap_or_default();
             return Err(format!("unexpected key `{key}` in --mount={written}{hint}"));
         }
         found.push((key, value));
@@ -127,10 +117,7 @@ fn comma_separated(written: &str) -> Result<Vec<String>, String> {
 }
 
 /// Reads a mount, every value going through `expand`.
-pub(crate) fn read(
-    written: &str,
-    expand: &mut dyn FnMut(&str) -> Result<String, String>,
-) -> Result<Mount, String> {
+pub(crate) fn read(written: &str, expand: &mut dyn FnMut(&str) -> Result<String, String>) -> Result<Mount, String> {
     let mut mount = Mount::default();
     let mut writable = None;
     for (key, value) in fields(written)? {
@@ -140,17 +127,17 @@ pub(crate) fn read(
         };
         let switch = |value: Option<&str>| match value {
             None => Ok(true),
-            Some(text) => go_bool(text)
-                .ok_or_else(|| format!("invalid value for {key}: `{text}` in --mount={written}")),
+            Some(text) => {
+                go_bool(text).ok_or_else(|| format!("invalid value for {key}: `{text}` in --mount={written}"))
+            }
         };
         match key.as_str() {
             "readonly" | "ro" => writable = Some(!switch(value.as_deref())?),
             "rw" | "readwrite" => writable = Some(switch(value.as_deref())?),
             "required" => mount.required = switch(value.as_deref())?,
             _ => {
-                let value = value.ok_or_else(|| {
-                    format!("invalid field `{key}` in --mount={written}: it needs a value")
-                })?;
+                let value =
+                    value.ok_or_else(|| format!("invalid field `{key}` in --mount={written}: it needs a value"))?;
                 set(&mut mount, &key, value, written)?;
             }
         }
@@ -185,15 +172,11 @@ fn set(mount: &mut Mount, key: &str, value: String, written: &str) -> Result<(),
         "gid" => mount.gid = number(10)?,
         "size" => {
             mount.size =
-                Some(size(&value).ok_or_else(|| {
-                    format!("invalid value `{value}` for size in --mount={written}")
-                })?)
+                Some(size(&value).ok_or_else(|| format!("invalid value `{value}` for size in --mount={written}"))?)
         }
         _ => {
             if !matches!(value.as_str(), "shared" | "private" | "locked") {
-                return Err(format!(
-                    "unsupported sharing value `{value}` in --mount={written}"
-                ));
+                return Err(format!("unsupported sharing value `{value}` in --mount={written}"));
             }
             mount.sharing = Some(value);
         }
@@ -211,10 +194,7 @@ fn kind(text: &str) -> Result<Type, String> {
         "ssh" => Type::Ssh,
         other => {
             let hint = nearest(other, NAMES).map(|h| format!(" (did you mean {h}?)"));
-            return Err(format!(
-                "unsupported mount type `{text}`{}",
-                hint.unwrap_or_default()
-            ));
+            return Err(format!("unsupported mount type `{text}`{}", hint.unwrap_or_default()));
         }
     })
 }
@@ -222,9 +202,7 @@ fn kind(text: &str) -> Result<Type, String> {
 /// Bytes, with an optional `b`, `k`, `m`, `g`, `t` (also `kb`, `KiB`), powers of 1024.
 pub(crate) fn size(text: &str) -> Option<u64> {
     let text = text.trim().to_lowercase();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let shift = match text[digits..].trim() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,

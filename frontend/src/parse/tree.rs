@@ -36,11 +36,7 @@ pub struct Directives {
 
 impl Default for Directives {
     fn default() -> Self {
-        Self {
-            syntax: None,
-            escape: '\\',
-            check: CheckOptions::default(),
-        }
+        Self { syntax: None, escape: '\\', check: CheckOptions::default() }
     }
 }
 
@@ -204,9 +200,6 @@ impl Heredoc {
             let tabs = line.iter().take_while(|b| **b == b'\t').count();
             line[tabs..].to_vec()
         };
-        self.data
-            .split_inclusive(|b| *b == b'\n')
-            .flat_map(untabbed)
-            .collect()
+        self.data.split_inclusive(|b| *b == b'\n').flat_map(untabbed).collect()
     }
 }

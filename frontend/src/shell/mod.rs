@@ -69,29 +69,17 @@ pub(crate) struct Expander {
 impl Expander {
     /// The language's own rules.
     pub(crate) fn new(escape: char) -> Self {
-        Self {
-            escape,
-            keep_quotes: false,
-            plain_quotes: false,
-            keep_unset: false,
-        }
+        Self { escape, keep_quotes: false, plain_quotes: false, keep_unset: false }
     }
 
     /// The rules for heredocs of COPY.
     pub(crate) fn heredoc() -> Self {
-        Self {
-            plain_quotes: true,
-            ..Self::new('\\')
-        }
+        Self { plain_quotes: true, ..Self::new('\\') }
     }
 
     /// The rules for names in the progress display.
     pub(crate) fn display(escape: char) -> Self {
-        Self {
-            keep_quotes: true,
-            keep_unset: true,
-            ..Self::new(escape)
-        }
+        Self { keep_quotes: true, keep_unset: true, ..Self::new(escape) }
     }
 
     /// Expands a text.
@@ -209,11 +197,7 @@ impl State<'_> {
                     self.grow(&mut result, &part)?;
                 }
                 '\'' | '"' if !self.rules.plain_quotes => {
-                    let part = if c == '"' {
-                        self.double()?
-                    } else {
-                        self.single()?
-                    };
+                    let part = if c == '"' { self.double()? } else { self.single()? };
                     words.raw(&part);
                     self.grow(&mut result, &part)?;
                 }
@@ -224,9 +208,7 @@ impl State<'_> {
             }
         }
         match stop {
-            Some(stop) => Err(format!(
-                "unexpected end of statement while looking for matching {stop}"
-            )),
+            Some(stop) => Err(format!("unexpected end of statement while looking for matching {stop}")),
             None => Ok((result, words)),
         }
     }
@@ -254,10 +236,7 @@ impl State<'_> {
         loop {
             match self.chars.next() {
                 None => {
-                    return Err(
-                        "unexpected end of statement while looking for matching single-quote"
-                            .to_owned(),
-                    );
+                    return Err("unexpected end of statement while looking for matching single-quote".to_owned());
                 }
                 Some('\'') => break,
                 Some(c) => self.grow_char(&mut result, c)?,
@@ -284,10 +263,7 @@ impl State<'_> {
         loop {
             match self.chars.peek().copied() {
                 None => {
-                    return Err(
-                        "unexpected end of statement while looking for matching double-quote"
-                            .to_owned(),
-                    );
+                    return Err("unexpected end of statement while looking for matching double-quote".to_owned());
                 }
                 Some('"') => {
                     self.quote(&mut result);
@@ -371,11 +347,7 @@ impl State<'_> {
                 self.chars.next();
                 return c.to_string();
             }
-            let fits = if digits {
-                c.is_ascii_digit()
-            } else {
-                c.is_alphanumeric() || c == '_'
-            };
+            let fits = if digits { c.is_ascii_digit() } else { c.is_alphanumeric() || c == '_' };
             if !fits {
                 break;
             }
@@ -409,10 +381,7 @@ impl State<'_> {
             ('-' | '+' | '?', _) => self.alternative(&name, modifier, colon),
             ('#' | '%', false) => self.trimmed(&name, modifier),
             ('/', false) => self.replaced(&name),
-            _ => Err(format!(
-                "unsupported modifier ({}{modifier}) in substitution",
-                if colon { ":" } else { "" }
-            )),
+            _ => Err(format!("unsupported modifier ({}{modifier}) in substitution", if colon { ":" } else { "" })),
         }
     }
 
@@ -444,9 +413,7 @@ impl State<'_> {
             ('+', None) => Ok(String::new()),
             (_, Some(value)) => Ok(value),
             (_, None) if !word.is_empty() => Err(format!("{name}: {word}")),
-            (_, None) if self.env.get(name).is_none() => {
-                Err(format!("{name}: is not allowed to be unset"))
-            }
+            (_, None) if self.env.get(name).is_none() => Err(format!("{name}: is not allowed to be unset")),
             (_, None) => Err(format!("{name}: is not allowed to be empty")),
         }
     }

@@ -65,10 +65,7 @@ impl Pattern {
             false => Some(find(last, text, at)? + last.len()),
             true => {
                 let latest = text.len().checked_sub(last.len())?;
-                (at..=latest)
-                    .rev()
-                    .find(|&i| fits(last, text, i))
-                    .map(|i| i + last.len())
+                (at..=latest).rev().find(|&i| fits(last, text, i)).map(|i| i + last.len())
             }
         }
     }
@@ -84,10 +81,7 @@ fn fits(piece: &[Part], text: &[char], at: usize) -> bool {
     let Some(part) = text.get(at..at + piece.len()) else {
         return false;
     };
-    piece
-        .iter()
-        .zip(part)
-        .all(|(want, have)| *want == Part::Any || *want == Part::Is(*have))
+    piece.iter().zip(part).all(|(want, have)| *want == Part::Any || *want == Part::Is(*have))
 }
 
 fn find(piece: &[Part], text: &[char], from: usize) -> Option<usize> {
@@ -111,13 +105,7 @@ pub(super) fn trim_end(pattern: &str, text: &[char], longest: bool) -> Result<St
 }
 
 /// `text` with the first or every match replaced. Matches of nothing are passed over.
-pub(super) fn replace(
-    pattern: &str,
-    text: &[char],
-    with: &str,
-    all: bool,
-    limit: usize,
-) -> Result<String, String> {
+pub(super) fn replace(pattern: &str, text: &[char], with: &str, all: bool, limit: usize) -> Result<String, String> {
     let pattern = Pattern::read(pattern, text.len())?;
     let mut out = String::new();
     let mut at = 0;

@@ -2,13 +2,13 @@
 
 use crate::error::{During, Failure};
 use crate::spec::{Identity, Rlimit, Security};
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
-use rustix::fs::{Gid, Uid};
-use rustix::io::Errno;
 
 /// Docker's default capabilities.
 fn docker_capabilities() -> CapabilitySet {
@@ -42,7 +42,9 @@ pub(super) fn limit_capabilities(security: Security) -> Result<(), Failure> {
         match remove_capability_from_bounding_set(one) {
             Ok(()) => {}
             // The first number this kernel does not know ends the list.
-            Err(Errno::INVAL) if number > 37 && capability_is_in_bounding_set(one).is_err() => break,
+            Err(Errno::INVAL) if number > 37 && capability_is_in_bounding_set(one).is_err() => {
+                break;
+            }
             Err(error) => return Err(error).during(|| format!("drop capability {number}")),
         }
     }
@@ -71,11 +73,8 @@ pub(super) fn become_user(user: &Identity, security: Security) -> Result<(), Fai
         Security::Sandbox => now.permitted & docker_capabilities(),
         Security::Insecure => now.permitted,
     };
-    let sets = CapabilitySets {
-        effective: now.effective & allowed,
-        permitted: allowed,
-        inheritable: CapabilitySet::empty(),
-    };
+    let sets =
+        CapabilitySets { effective: now.effective & allowed, permitted: allowed, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).during(|| "set the capabilities".to_owned())
 }
 

@@ -35,13 +35,7 @@ pub(super) fn mount_all(
 }
 
 /// Attaches a detached mount at a path of the root.
-fn place(
-    root: &Root,
-    path: &str,
-    tree: OwnedFd,
-    readonly: bool,
-    leftovers: &mut Leftovers,
-) -> Result<(), Failure> {
+fn place(root: &Root, path: &str, tree: OwnedFd, readonly: bool, leftovers: &mut Leftovers) -> Result<(), Failure> {
     let kind = match type_of(tree.as_fd()).during(|| format!("look at the source of the mount `{path}`"))? {
         FileType::Directory => Kind::Directory,
         _ => Kind::File,
@@ -66,12 +60,8 @@ fn detached(mount: &MountSpec, staging: &mut Staging) -> Result<OwnedFd, Failure
             clone_tree(source.as_fd(), *recursive).during(label)
         }
         MountSource::Overlay { lower, scratch, selector } => {
-            let writable = scratch.as_ref().map(|(upper, work)| Writable {
-                upper,
-                work,
-                volatile: true,
-                userxattr: false,
-            });
+            let writable =
+                scratch.as_ref().map(|(upper, work)| Writable { upper, work, volatile: true, userxattr: false });
             let tree = overlay(lower, writable.as_ref())?;
             if selector.trim_matches('/').is_empty() {
                 return Ok(tree);

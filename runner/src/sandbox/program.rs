@@ -29,7 +29,8 @@ impl Program {
             return Err(Failure::Exec { message: "no command specified".to_owned(), code: NOT_FOUND });
         }
         let terminated = |text: &String| {
-            CString::new(text.as_str()).map_err(|_| Failure::Refused("an argument or variable holds a NUL byte".to_owned()))
+            CString::new(text.as_str())
+                .map_err(|_| Failure::Refused("an argument or variable holds a NUL byte".to_owned()))
         };
         let variables = || env.iter().filter(|entry| entry.find('=').is_some_and(|at| at > 0));
         let path = variables().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);

@@ -41,11 +41,7 @@ pub(super) fn new_filesystem(
 }
 
 fn set(context: &OwnedFd, key: &str, value: &str) -> Result<(), Errno> {
-    if value.is_empty() {
-        fsconfig_set_flag(context, key)
-    } else {
-        fsconfig_set_string(context, key, value)
-    }
+    if value.is_empty() { fsconfig_set_flag(context, key) } else { fsconfig_set_string(context, key, value) }
 }
 
 fn finish(context: &OwnedFd, kind: &str, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
@@ -87,11 +83,14 @@ pub(super) struct Writable<'spec> {
 /// overlayfs wants two.
 pub(super) fn overlay(lower: &[PathBuf], writable: Option<&Writable<'_>>) -> Result<OwnedFd, Failure> {
     match (lower, writable) {
-        ([], _) => return Err(Failure::Refused("an overlay needs a lower directory".to_owned())),
+        ([], _) => {
+            return Err(Failure::Refused("an overlay needs a lower directory".to_owned()));
+        }
         ([only], None) => {
             let tree = bind(only)?;
             let readonly = xbuild_sys::MountFlags { readonly: true, ..Default::default() };
-            xbuild_sys::set_mount_flags(tree.as_fd(), readonly, false).during(|| format!("protect `{}`", only.display()))?;
+            xbuild_sys::set_mount_flags(tree.as_fd(), readonly, false)
+                .during(|| format!("protect `{}`", only.display()))?;
             return Ok(tree);
         }
         _ => {}
@@ -124,7 +123,9 @@ fn set_lower(context: &OwnedFd, lower: &[PathBuf]) -> Result<(), Failure> {
         match fsconfig_set_string(context, "lowerdir+", path.as_path()) {
             Ok(()) => {}
             Err(Errno::INVAL) if index == 0 => return set_joined_lower(context, lower),
-            Err(error) => return Err(error).during(|| format!("overlay lower directory `{}`", path.display())),
+            Err(error) => {
+                return Err(error).during(|| format!("overlay lower directory `{}`", path.display()));
+            }
         }
     }
     Ok(())

@@ -78,7 +78,9 @@ fn attach_system(root: &Root, name: &str, mount: BorrowedFd<'_>) -> Result<(), F
     let target = target.during(|| format!("open `/{name}`"))?;
     match type_of(target.as_fd()).during(|| format!("look at `/{name}`"))? {
         FileType::Directory => attach(mount, target.as_fd()).during(|| format!("attach `/{name}`")),
-        _ => Err(Failure::Refused(format!("`/{name}` of the image is not a directory, so nothing can be mounted there"))),
+        _ => {
+            Err(Failure::Refused(format!("`/{name}` of the image is not a directory, so nothing can be mounted there")))
+        }
     }
 }
 
@@ -121,7 +123,9 @@ fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
 /// Shows the process's own control groups where the host has the unified hierarchy; the many mounts of version 1 are
 /// left out, they cost more than steps need them.
 fn mount_cgroups(sys: BorrowedFd<'_>, readonly: MountAttrFlags) -> Result<(), Failure> {
-    let Some(target) = below(sys, "fs/cgroup").during(|| "open `/sys/fs/cgroup`".to_owned())? else { return Ok(()) };
+    let Some(target) = below(sys, "fs/cgroup").during(|| "open `/sys/fs/cgroup`".to_owned())? else {
+        return Ok(());
+    };
     if !crate::cgroup::is_unified() {
         return Ok(());
     }
@@ -146,7 +150,9 @@ pub(super) fn mask(system: &System, staging: &mut Staging) -> Result<(), Failure
 }
 
 fn hide(tree: BorrowedFd<'_>, path: &str, null: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> Result<(), Errno> {
-    let Some(target) = below(tree, path)? else { return Ok(()) };
+    let Some(target) = below(tree, path)? else {
+        return Ok(());
+    };
     let directory = type_of(target.as_fd())? == FileType::Directory;
     let cover = clone_tree(if directory { empty } else { null }, false)?;
     if directory {
@@ -156,7 +162,9 @@ fn hide(tree: BorrowedFd<'_>, path: &str, null: BorrowedFd<'_>, empty: BorrowedF
 }
 
 fn protect(tree: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
-    let Some(target) = below(tree, path)? else { return Ok(()) };
+    let Some(target) = below(tree, path)? else {
+        return Ok(());
+    };
     let copy = clone_tree(target.as_fd(), false)?;
     set_flags(&copy, MountFlags { readonly: true, ..MountFlags::default() })?;
     attach(copy.as_fd(), target.as_fd())

@@ -24,7 +24,8 @@ fn field(text: &str, name: &str) -> u64 {
 fn status(world: &World) {
     let ran = world.sh("cat /proc/self/status");
     let text = ran.text();
-    for (name, expected) in [("CapInh:", 0), ("CapAmb:", 0), ("CapBnd:", DOCKER), ("CapEff:", DOCKER), ("CapPrm:", DOCKER)]
+    for (name, expected) in
+        [("CapInh:", 0), ("CapAmb:", 0), ("CapBnd:", DOCKER), ("CapEff:", DOCKER), ("CapPrm:", DOCKER)]
     {
         assert_eq!(field(text, name), expected, "{name}");
     }

@@ -130,11 +130,8 @@ fn overlay(world: &World) {
     fs::create_dir(&upper).expect("upper");
     fs::create_dir(&work).expect("work");
     let lower = vec![one, two.clone()];
-    let source = |lower: Vec<_>, scratch, selector: &str| MountSource::Overlay {
-        lower,
-        scratch,
-        selector: selector.to_owned(),
-    };
+    let source =
+        |lower: Vec<_>, scratch, selector: &str| MountSource::Overlay { lower, scratch, selector: selector.to_owned() };
     let mut spec = world.spec("ls /ro /rw/sub /single; touch /ro/x 2>/dev/null || echo ro; touch /rw/x && echo rw");
     spec.mounts = vec![
         mount(source(lower.clone(), None, "/sub"), "/ro", true),
@@ -155,11 +152,8 @@ fn links(world: &World) {
     symlink(&outside, lower.join("out")).expect("link");
     let mut spec = world.spec("ls -d /opt/tree/into /escape/d; echo 1 > /out/x/f");
     let tmpfs = || MountSource::Tmpfs { size: None, mode: 0o755 };
-    spec.mounts = vec![
-        mount(tmpfs(), "/lnk/into", false),
-        mount(tmpfs(), "/up/d", false),
-        mount(tmpfs(), "/out/x", false),
-    ];
+    spec.mounts =
+        vec![mount(tmpfs(), "/lnk/into", false), mount(tmpfs(), "/up/d", false), mount(tmpfs(), "/out/x", false)];
     let ran = world.run(&spec);
     assert_eq!(ran.text(), "/escape/d\n/opt/tree/into\n");
     assert_eq!(ran.left(), Vec::<String>::new());

@@ -26,12 +26,7 @@ fn sum(block: &mut [u8; 512]) {
 fn tar(entries: &[Raw<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
     for (flag, name, link, content) in entries {
-        out.extend_from_slice(&header(
-            *flag,
-            name.as_bytes(),
-            link.as_bytes(),
-            content.len() as u64,
-        ));
+        out.extend_from_slice(&header(*flag, name.as_bytes(), link.as_bytes(), content.len() as u64));
         out.extend_from_slice(content);
         out.resize(out.len().next_multiple_of(512), 0);
     }
@@ -45,16 +40,7 @@ fn record(text: &str) -> Vec<u8> {
 }
 
 fn unpack(tar: &[u8], into: &Path) -> Result<Unpacked> {
-    unpack_layer(
-        tar,
-        into,
-        &|| Ok(empty()),
-        Marks::Trusted,
-        Limits {
-            bytes: 10_000,
-            entries: 20,
-        },
-    )
+    unpack_layer(tar, into, &|| Ok(empty()), Marks::Trusted, Limits { bytes: 10_000, entries: 20 })
 }
 
 #[test]
@@ -76,84 +62,24 @@ fn malicious_layers_stay_inside_or_fail() {
         ("absolute", vec![(b'0', &victim, "", b"x")], true),
         (
             "through absolute link",
-            vec![
-                (b'2', "l", out, b""),
-                (b'0', "l/pwn", "", b"x"),
-                (b'0', "l/victim", "", b"x"),
-            ],
+            vec![(b'2', "l", out, b""), (b'0', "l/pwn", "", b"x"), (b'0', "l/victim", "", b"x")],
             true,
         ),
-        (
-            "through climbing link",
-            vec![(b'2', "l", "../canary", b""), (b'0', "l/victim", "", b"x")],
-            true,
-        ),
-        (
-            "file over link",
-            vec![(b'2', "l", &victim, b""), (b'0', "l", "", b"x")],
-            true,
-        ),
-        (
-            "directory over link",
-            vec![(b'2', "l", out, b""), (b'5', "l/", "", b"")],
-            true,
-        ),
-        (
-            "hard link out",
-            vec![(b'1', "h", &victim, b""), (b'0', "h", "", b"x")],
-            false,
-        ),
-        (
-            "hard link up",
-            vec![(b'1', "h", "../canary/victim", b"")],
-            false,
-        ),
-        (
-            "hard link through link",
-            vec![(b'2', "l", out, b""), (b'1', "h", "l/victim", b"")],
-            false,
-        ),
-        (
-            "hard link to link",
-            vec![
-                (b'2', "l", &victim, b""),
-                (b'1', "h", "l", b""),
-                (b'0', "h", "", b"x"),
-            ],
-            true,
-        ),
-        (
-            "hard link to directory",
-            vec![(b'5', "d/", "", b""), (b'1', "h", "d", b"")],
-            false,
-        ),
-        (
-            "hard link to itself",
-            vec![(b'0', "h", "", b"x"), (b'1', "h", "h", b"")],
-            true,
-        ),
-        (
-            "whiteout of dot dot",
-            vec![(b'0', "d/.wh...", "", b"")],
-            false,
-        ),
+        ("through climbing link", vec![(b'2', "l", "../canary", b""), (b'0', "l/victim", "", b"x")], true),
+        ("file over link", vec![(b'2', "l", &victim, b""), (b'0', "l", "", b"x")], true),
+        ("directory over link", vec![(b'2', "l", out, b""), (b'5', "l/", "", b"")], true),
+        ("hard link out", vec![(b'1', "h", &victim, b""), (b'0', "h", "", b"x")], false),
+        ("hard link up", vec![(b'1', "h", "../canary/victim", b"")], false),
+        ("hard link through link", vec![(b'2', "l", out, b""), (b'1', "h", "l/victim", b"")], false),
+        ("hard link to link", vec![(b'2', "l", &victim, b""), (b'1', "h", "l", b""), (b'0', "h", "", b"x")], true),
+        ("hard link to directory", vec![(b'5', "d/", "", b""), (b'1', "h", "d", b"")], false),
+        ("hard link to itself", vec![(b'0', "h", "", b"x"), (b'1', "h", "h", b"")], true),
+        ("whiteout of dot dot", vec![(b'0', "d/.wh...", "", b"")], false),
         ("whiteout of nothing", vec![(b'0', ".wh.", "", b"")], false),
-        (
-            "whiteout through link",
-            vec![(b'2', "l", out, b""), (b'0', "l/.wh.victim", "", b"")],
-            true,
-        ),
-        (
-            "opaque through link",
-            vec![(b'2', "l", out, b""), (b'0', "l/.wh..wh..opq", "", b"")],
-            true,
-        ),
+        ("whiteout through link", vec![(b'2', "l", out, b""), (b'0', "l/.wh.victim", "", b"")], true),
+        ("opaque through link", vec![(b'2', "l", out, b""), (b'0', "l/.wh..wh..opq", "", b"")], true),
         ("root is a file", vec![(b'0', "./", "", b"x")], false),
-        (
-            "old directory with content",
-            vec![(0, "d/", "", b"x")],
-            false,
-        ),
+        ("old directory with content", vec![(0, "d/", "", b"x")], false),
         ("root is a link", vec![(b'2', ".", out, b"")], false),
         ("unknown type", vec![(b'Z', "z", "", b"")], false),
         ("hidden device", vec![(b'3', "z", "", b"")], false),
@@ -161,12 +87,7 @@ fn malicious_layers_stay_inside_or_fail() {
         ("too big", vec![(b'0', "big", "", &big)], false),
         (
             "duplicate",
-            vec![
-                (b'0', "f", "", b"one"),
-                (b'5', "f/", "", b""),
-                (b'0', "f/x", "", b"y"),
-                (b'0', "f", "", b"two"),
-            ],
+            vec![(b'0', "f", "", b"one"), (b'5', "f/", "", b""), (b'0', "f/x", "", b"y"), (b'0', "f", "", b"two")],
             true,
         ),
     ];
@@ -175,22 +96,10 @@ fn malicious_layers_stay_inside_or_fail() {
         fs::create_dir(&root).expect("root");
         let result = unpack(&tar(&entries), &root);
         assert_eq!(result.is_ok(), fine, "{case}: {result:?}");
-        assert_eq!(
-            fs::read_to_string(canary.join("victim")).expect("victim"),
-            "untouched",
-            "{case}"
-        );
+        assert_eq!(fs::read_to_string(canary.join("victim")).expect("victim"), "untouched", "{case}");
         assert_eq!(fs::read_dir(&canary).expect("list").count(), 1, "{case}");
-        assert_eq!(
-            fs::metadata(&canary).expect("stat").mode() & 0o7777,
-            0o755,
-            "{case}"
-        );
-        assert_eq!(
-            fs::read_dir(holder.path()).expect("list").count(),
-            2,
-            "{case}"
-        );
+        assert_eq!(fs::metadata(&canary).expect("stat").mode() & 0o7777, 0o755, "{case}");
+        assert_eq!(fs::read_dir(holder.path()).expect("list").count(), 2, "{case}");
         fs::remove_dir_all(&root).expect("clean up");
     }
 }
@@ -209,10 +118,7 @@ fn damaged_archives_are_errors() {
         bytes[..512].copy_from_slice(&block);
     };
     assert!(change(&|_| {}));
-    assert!(
-        change(&|b| b.truncate(1024)),
-        "a missing end mark is common"
-    );
+    assert!(change(&|b| b.truncate(1024)), "a missing end mark is common");
     assert!(!change(&|b| b[0] = b'g'), "checksum");
     assert!(!change(&|b| b.truncate(515)), "cut in the content");
     assert!(!change(&|b| b.truncate(100)), "cut in the header");
@@ -251,13 +157,8 @@ fn damaged_archives_are_errors() {
         }),
         "uid of -1"
     );
-    let pax = |records: &[u8]| {
-        unpack(
-            &tar(&[(b'x', "p", "", records), (b'0', "f", "", b"content")]),
-            dir().path(),
-        )
-        .is_ok()
-    };
+    let pax =
+        |records: &[u8]| unpack(&tar(&[(b'x', "p", "", records), (b'0', "f", "", b"content")]), dir().path()).is_ok();
     assert!(pax(b"8 uid=7\n"));
     assert!(!pax(b"14 uid=5000000000\n"));
     assert!(!pax(b"18 uid=4294967296\n"));
@@ -286,30 +187,12 @@ fn foreign_marks_are_dropped() {
     if !needs_root("foreign_marks_are_dropped") {
         return;
     }
-    let records = [
-        record("SCHILY.xattr.trusted.overlay.opaque=y"),
-        record("SCHILY.xattr.user.a=val"),
-    ]
-    .concat();
+    let records = [record("SCHILY.xattr.trusted.overlay.opaque=y"), record("SCHILY.xattr.user.a=val")].concat();
     let root = dir();
-    unpack(
-        &tar(&[(b'x', "p", "", &records), (b'5', "d/", "", b"")]),
-        root.path(),
-    )
-    .expect("unpack");
+    unpack(&tar(&[(b'x', "p", "", &records), (b'5', "d/", "", b"")]), root.path()).expect("unpack");
     let mut room = [0; 16];
-    assert!(
-        rustix::fs::getxattr(
-            root.path().join("d"),
-            "trusted.overlay.opaque",
-            &mut room[..]
-        )
-        .is_err()
-    );
-    assert_eq!(
-        rustix::fs::getxattr(root.path().join("d"), "user.a", &mut room[..]),
-        Ok(3)
-    );
+    assert!(rustix::fs::getxattr(root.path().join("d"), "trusted.overlay.opaque", &mut room[..]).is_err());
+    assert_eq!(rustix::fs::getxattr(root.path().join("d"), "user.a", &mut room[..]), Ok(3));
 }
 
 #[test]
@@ -321,47 +204,23 @@ fn gnu_tar_archives_with_holes_are_read() {
     file.set_len(8 << 20).expect("grow");
     let long = "n".repeat(90);
     fill(source.path(), &[(&format!("{long}/{long}/{long}"), "deep")]);
-    for format in [
-        "gnu",
-        "pax",
-        "posix --sparse-version=0.0",
-        "posix --sparse-version=0.1",
-    ] {
+    for format in ["gnu", "pax", "posix --sparse-version=0.0", "posix --sparse-version=0.1"] {
         let mut words = format.split(' ');
         let mut command = std::process::Command::new("tar");
-        command
-            .arg("-cS")
-            .arg(format!("--format={}", words.next().expect("format")))
-            .args(words);
+        command.arg("-cS").arg(format!("--format={}", words.next().expect("format"))).args(words);
         let Ok(output) = command.arg("-C").arg(source.path()).arg(".").output() else {
             return eprintln!("skipped gnu_tar_archives_with_holes_are_read: no tar");
         };
-        assert!(
-            output.status.success(),
-            "{format}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
         let back = dir();
-        unpack_layer(
-            &output.stdout[..],
-            back.path(),
-            &|| Ok(empty()),
-            Marks::Trusted,
-            Limits::default(),
-        )
-        .expect(format);
+        unpack_layer(&output.stdout[..], back.path(), &|| Ok(empty()), Marks::Trusted, Limits::default())
+            .expect(format);
         assert_eq!(
             fs::read(source.path().join("sparse")).expect("read"),
             fs::read(back.path().join("sparse")).expect("read"),
             "{format}"
         );
-        assert!(
-            fs::metadata(back.path().join("sparse"))
-                .expect("stat")
-                .blocks()
-                < 200,
-            "{format}"
-        );
+        assert!(fs::metadata(back.path().join("sparse")).expect("stat").blocks() < 200, "{format}");
         assert_eq!(
             fs::read_to_string(back.path().join(format!("{long}/{long}/{long}"))).expect("read"),
             "deep",
@@ -382,8 +241,7 @@ fn add_unpacks_what_is_an_archive() {
         (b'2', "top/link", "file", b""),
         (b'1', "top/hard", "top/file", b""),
     ]);
-    let write =
-        |name: &str, bytes: &[u8]| fs::write(context.path().join(name), bytes).expect("write");
+    let write = |name: &str, bytes: &[u8]| fs::write(context.path().join(name), bytes).expect("write");
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gz.write_all(&plain).expect("gz");
     let mut bz = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
@@ -400,33 +258,17 @@ fn add_unpacks_what_is_an_archive() {
     write("empty.tar", b"");
     let view = View::context(context.path(), None).expect("context");
     let add = |from: &str| {
-        let diff = copied(
-            &empty(),
-            &view,
-            &[from],
-            &CopyOptions {
-                unpack: true,
-                ..options("/t/")
-            },
-        )
-        .expect(from);
+        let diff = copied(&empty(), &view, &[from], &CopyOptions { unpack: true, ..options("/t/") }).expect(from);
         let shown = lines(&View::layers(&[diff.path()], Marks::Trusted).expect("diff"));
         let same = |a: &str, b: &str| {
             fs::metadata(diff.path().join(a)).ok().map(|m| m.ino())
                 == fs::metadata(diff.path().join(b)).ok().map(|m| m.ino())
         };
         assert!(same("t/top/file", "t/top/hard"));
-        shown
-            .into_iter()
-            .map(|l| l.split(' ').next().unwrap_or_default().to_string())
-            .collect::<Vec<_>>()
+        shown.into_iter().map(|l| l.split(' ').next().unwrap_or_default().to_string()).collect::<Vec<_>>()
     };
     for from in ["/a.tar", "/b", "/c", "/d", "/e"] {
-        assert_eq!(
-            add(from),
-            ["t", "t/top", "t/top/file", "t/top/hard", "t/top/link"],
-            "{from}"
-        );
+        assert_eq!(add(from), ["t", "t/top", "t/top/file", "t/top/hard", "t/top/link"], "{from}");
     }
     for from in ["text.tar.gz", "broken.gz", "empty.tar"] {
         assert_eq!(add(from), ["t".to_string(), format!("t/{from}")], "{from}");
@@ -453,38 +295,12 @@ fn add_resolves_links_inside_the_destination() {
     fill(base.path(), &[("x/old/f", "old"), ("x/old/g", "kept")]);
     let view = View::context(context.path(), None).expect("context");
     let below = View::layers(&[base.path()], Marks::Trusted).expect("base");
-    let diff = copied(
-        &below,
-        &view,
-        &["/a.tar"],
-        &CopyOptions {
-            unpack: true,
-            ..options("/x/")
-        },
-    )
-    .expect("add");
+    let diff = copied(&below, &view, &["/a.tar"], &CopyOptions { unpack: true, ..options("/x/") }).expect("add");
     assert_eq!(fs::read_dir(outside.path()).expect("list").count(), 0);
     let merged = View::layers(&[diff.path(), base.path()], Marks::Trusted).expect("merged");
-    assert_eq!(
-        merged.read_small("x/old/h", 9).expect("read"),
-        Some(b"new".to_vec())
-    );
-    assert_eq!(
-        merged.read_small("x/old/g", 9).expect("read"),
-        Some(b"kept".to_vec())
-    );
+    assert_eq!(merged.read_small("x/old/h", 9).expect("read"), Some(b"new".to_vec()));
+    assert_eq!(merged.read_small("x/old/g", 9).expect("read"), Some(b"kept".to_vec()));
     let evil = context.path().join("b.tar");
     fs::write(evil, tar(&[(b'0', "../pwn", "", b"x")])).expect("tar");
-    assert!(
-        copied(
-            &below,
-            &view,
-            &["/b.tar"],
-            &CopyOptions {
-                unpack: true,
-                ..options("/x/")
-            }
-        )
-        .is_err()
-    );
+    assert!(copied(&below, &view, &["/b.tar"], &CopyOptions { unpack: true, ..options("/x/") }).is_err());
 }

@@ -9,41 +9,27 @@ fn tar_of(dirs: &[&Path], options: TarOptions<'_>) -> Vec<u8> {
 
 fn unpacked(tar: &[u8], base: &View) -> Result<TempDir> {
     let diff = dir();
-    unpack_layer(
-        tar,
-        diff.path(),
-        &|| Ok(base.clone()),
-        Marks::Trusted,
-        Limits::default(),
-    )?;
+    unpack_layer(tar, diff.path(), &|| Ok(base.clone()), Marks::Trusted, Limits::default())?;
     Ok(diff)
 }
 
 /// Everything a layer keeps, whiteouts and link groups included.
 fn raw(root: &Path) -> Vec<String> {
     fn go(root: &Path, at: &Path, inodes: &mut Vec<u64>, out: &mut Vec<String>) {
-        let mut names: Vec<_> = fs::read_dir(root.join(at))
-            .expect("list")
-            .map(|e| e.expect("entry").file_name())
-            .collect();
+        let mut names: Vec<_> =
+            fs::read_dir(root.join(at)).expect("list").map(|e| e.expect("entry").file_name()).collect();
         names.sort();
         for name in names {
             let path = at.join(name);
             let full = root.join(&path);
             let meta = fs::symlink_metadata(&full).expect("stat");
-            let group = inodes
-                .iter()
-                .position(|i| *i == meta.ino())
-                .unwrap_or_else(|| {
-                    inodes.push(meta.ino());
-                    inodes.len() - 1
-                });
+            let group = inodes.iter().position(|i| *i == meta.ino()).unwrap_or_else(|| {
+                inodes.push(meta.ino());
+                inodes.len() - 1
+            });
             let rest = if meta.is_dir() {
                 let mut mark = [0; 8];
-                format!(
-                    "opaque {}",
-                    rustix::fs::getxattr(&full, "trusted.overlay.opaque", &mut mark[..]).is_ok()
-                )
+                format!("opaque {}", rustix::fs::getxattr(&full, "trusted.overlay.opaque", &mut mark[..]).is_ok())
             } else if meta.is_symlink() {
                 fs::read_link(&full).expect("link").display().to_string()
             } else if meta.is_file() {
@@ -55,12 +41,7 @@ fn raw(root: &Path) -> Vec<String> {
                 format!("device {}", meta.rdev())
             };
             let mtime = if rest == "device 0" { 0 } else { meta.mtime() };
-            out.push(format!(
-                "{path:?} {:o} {}:{} {mtime} {group} {rest}",
-                meta.mode(),
-                meta.uid(),
-                meta.gid()
-            ));
+            out.push(format!("{path:?} {:o} {}:{} {mtime} {group} {rest}", meta.mode(), meta.uid(), meta.gid()));
             if meta.is_dir() {
                 go(root, &path, inodes, out);
             }
@@ -83,8 +64,7 @@ enum Made {
 
 fn made() -> impl Strategy<Value = Made> {
     prop_oneof![
-        (prop::collection::vec(any::<u8>(), 0..1500), 0_u32..0o10000)
-            .prop_map(|(c, m)| Made::File(c, m)),
+        (prop::collection::vec(any::<u8>(), 0..1500), 0_u32..0o10000).prop_map(|(c, m)| Made::File(c, m)),
         any::<bool>().prop_map(Made::Dir),
         "[a-z/.]{1,120}".prop_map(Made::Link),
         Just(Made::Hard),
@@ -125,18 +105,15 @@ fn place(root: &Path, entries: &[(String, Made, i64, u32)]) {
                 continue;
             }
             Made::Fifo => {
-                rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from(0o640), 0)
-                    .expect("fifo")
+                rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from(0o640), 0).expect("fifo")
             }
         }
         let time = Time::from_seconds(*mtime).timestamps();
-        rustix::fs::utimensat(rustix::fs::CWD, &path, &time, AtFlags::SYMLINK_NOFOLLOW)
-            .expect("utimes");
+        rustix::fs::utimensat(rustix::fs::CWD, &path, &time, AtFlags::SYMLINK_NOFOLLOW).expect("utimes");
     }
     for path in parents.iter().skip(1) {
         let time = Time::from_seconds(1000).timestamps();
-        rustix::fs::utimensat(rustix::fs::CWD, path, &time, AtFlags::SYMLINK_NOFOLLOW)
-            .expect("utimes");
+        rustix::fs::utimensat(rustix::fs::CWD, path, &time, AtFlags::SYMLINK_NOFOLLOW).expect("utimes");
     }
 }
 
@@ -180,15 +157,8 @@ proptest! {
 fn list_with_tar(tar: &[u8]) -> std::io::Result<usize> {
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), tar)?;
-    let output = std::process::Command::new("tar")
-        .args(["--quoting-style=escape", "-tf"])
-        .arg(file.path())
-        .output()?;
-    assert!(
-        output.status.success(),
-        "tar: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = std::process::Command::new("tar").args(["--quoting-style=escape", "-tf"]).arg(file.path()).output()?;
+    assert!(output.status.success(), "tar: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout.iter().filter(|b| **b == b'\n').count())
 }
 
@@ -198,31 +168,13 @@ fn stacked_diffs_are_one_layer() {
         return;
     }
     let (base, first, second) = (dir(), dir(), dir());
-    fill(
-        base.path(),
-        &[("d/in-base", ""), ("r/x", ""), ("f/below", "")],
-    );
-    fill(
-        first.path(),
-        &[
-            ("d/a", "1"),
-            ("d/b", "1"),
-            ("d/in-base", "changed"),
-            ("r", "file"),
-            ("f", "file"),
-        ],
-    );
+    fill(base.path(), &[("d/in-base", ""), ("r/x", ""), ("f/below", "")]);
+    fill(first.path(), &[("d/a", "1"), ("d/b", "1"), ("d/in-base", "changed"), ("r", "file"), ("f", "file")]);
     fill(second.path(), &[("d/b", "2"), ("f/now", "a directory")]);
     whiteout(&second.path().join("d/a"));
     whiteout(&second.path().join("d/in-base"));
     let below = View::layers(&[base.path()], Marks::Trusted).expect("base");
-    let tar = tar_of(
-        &[second.path(), first.path()],
-        TarOptions {
-            clamp: Some(9),
-            base: Some(&below),
-        },
-    );
+    let tar = tar_of(&[second.path(), first.path()], TarOptions { clamp: Some(9), base: Some(&below) });
     let back = unpacked(&tar, &below).expect("unpack");
     let merged = |dirs: &[&Path]| lines(&View::layers(dirs, Marks::Trusted).expect("view"));
     let both = merged(&[second.path(), first.path(), base.path()]);
@@ -261,17 +213,8 @@ fn links_to_lower_layers_copy_up() {
     let back = unpacked(tar, &below).expect("unpack");
     let meta = |path: &str| fs::metadata(back.path().join(path)).expect("stat");
     assert_eq!(meta("p/file").ino(), meta("q").ino());
-    assert_eq!(
-        meta("p").mode() & 0o7777,
-        0o711,
-        "an unlisted directory is as it is below"
-    );
-    assert_eq!(
-        fs::metadata(base.path().join("p/file"))
-            .expect("stat")
-            .nlink(),
-        1
-    );
+    assert_eq!(meta("p").mode() & 0o7777, 0o711, "an unlisted directory is as it is below");
+    assert_eq!(fs::metadata(base.path().join("p/file")).expect("stat").nlink(), 1);
     assert!(unpacked(tar, &empty()).is_err());
 }
 
@@ -289,12 +232,7 @@ fn paths_longer_than_the_kernel_takes_work() {
     rustix::fs::futimens(&at, &Time::from_seconds(7).timestamps()).expect("utimes");
     let view = View::context(context.path(), None).expect("context");
     let diff = copied(&empty(), &view, &["/"], &options("/")).expect("copy");
-    let digest = |root: &Path| {
-        View::context(root, None)
-            .expect("view")
-            .digest("/", true, &NoDigests)
-            .expect("digest")
-    };
+    let digest = |root: &Path| View::context(root, None).expect("view").digest("/", true, &NoDigests).expect("digest");
     chmod(context.path(), 0o755);
     assert_eq!(digest(diff.path()), digest(context.path()));
     let back = unpacked(&tar_of(&[diff.path()], TarOptions::default()), &empty()).expect("unpack");

@@ -18,26 +18,10 @@ fn layers_merge_like_overlayfs() {
             ("l", "-> a"),
         ],
     );
-    fill(
-        mid.path(),
-        &[
-            ("a", "mid"),
-            ("d/y", "mid"),
-            ("d/z", "mid"),
-            ("o/new", "mid"),
-            ("f", "now a file"),
-        ],
-    );
+    fill(mid.path(), &[("a", "mid"), ("d/y", "mid"), ("d/z", "mid"), ("o/new", "mid"), ("f", "now a file")]);
     whiteout(&mid.path().join("b"));
     opaque(&mid.path().join("o"));
-    fill(
-        top.path(),
-        &[
-            ("b", "again"),
-            ("f/dir", "again a directory"),
-            ("o/top", "top"),
-        ],
-    );
+    fill(top.path(), &[("b", "again"), ("f/dir", "again a directory"), ("o/top", "top")]);
     whiteout(
         &top.path()
             .join("d/x")
@@ -51,12 +35,7 @@ fn layers_merge_like_overlayfs() {
     let dirs = [top.path(), mid.path(), low.path()];
     let ours = View::layers(&dirs, Marks::Trusted).expect("view");
     let mount = dir();
-    let lower = format!(
-        "lowerdir={}:{}:{}",
-        top.path().display(),
-        mid.path().display(),
-        low.path().display()
-    );
+    let lower = format!("lowerdir={}:{}:{}", top.path().display(), mid.path().display(), low.path().display());
     let data = std::ffi::CString::new(lower).expect("no zero");
     if rustix::mount::mount(
         "overlay",
@@ -89,49 +68,22 @@ fn links_stay_inside_the_root() {
         ],
     );
     let view = View::context(root.path(), None).expect("view");
-    for path in [
-        "abs/passwd",
-        "up",
-        "/d/l",
-        "../../etc/passwd",
-        "d/../abs/./passwd",
-    ] {
+    for path in ["abs/passwd", "up", "/d/l", "../../etc/passwd", "d/../abs/./passwd"] {
         let node = view.lookup(path, true).expect(path).expect(path);
         assert_eq!(node.path, Path::new("etc/passwd"), "{path}");
     }
     assert!(view.lookup("loop", true).is_err());
-    assert_eq!(
-        view.lookup("loop", false)
-            .expect("loop")
-            .expect("loop")
-            .meta
-            .kind,
-        Kind::Symlink
-    );
-    assert!(
-        view.lookup("etc/passwd/x", true)
-            .expect("below a file")
-            .is_none()
-    );
+    assert_eq!(view.lookup("loop", false).expect("loop").expect("loop").meta.kind, Kind::Symlink);
+    assert!(view.lookup("etc/passwd/x", true).expect("below a file").is_none());
 }
 
 #[test]
 fn small_reads_are_bounded_and_never_wait() {
     let root = dir();
     fill(root.path(), &[("big", "0123456789")]);
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        root.path().join("fifo"),
-        FileType::Fifo,
-        Mode::from(0o600),
-        0,
-    )
-    .expect("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, root.path().join("fifo"), FileType::Fifo, Mode::from(0o600), 0).expect("fifo");
     let view = View::layers(&[root.path()], Marks::Trusted).expect("view");
-    assert_eq!(
-        view.read_small("big", 10).expect("fits"),
-        Some(b"0123456789".to_vec())
-    );
+    assert_eq!(view.read_small("big", 10).expect("fits"), Some(b"0123456789".to_vec()));
     assert!(view.read_small("big", 9).is_err());
     assert!(view.read_small("fifo", 9).is_err());
     assert!(view.read_small(".", 9).is_err());
@@ -141,26 +93,14 @@ fn small_reads_are_bounded_and_never_wait() {
 #[test]
 fn ignored_paths_do_not_exist() {
     let root = dir();
-    fill(
-        root.path(),
-        &[
-            ("seen", ""),
-            ("hidden", ""),
-            ("part/in", ""),
-            ("part/out", ""),
-            ("l", "-> hidden"),
-        ],
-    );
+    fill(root.path(), &[("seen", ""), ("hidden", ""), ("part/in", ""), ("part/out", ""), ("l", "-> hidden")]);
     let filter: Filter = std::sync::Arc::new(|path: &Path, _| match path.to_str() {
         Some("hidden" | "part/out") => Visibility::Hidden,
         Some("part") => Visibility::HiddenButDescend,
         _ => Visibility::Visible,
     });
     let view = View::context(root.path(), Some(filter)).expect("view");
-    assert_eq!(
-        show(&view).keys().collect::<Vec<_>>(),
-        ["l", "part", "part/in", "seen"]
-    );
+    assert_eq!(show(&view).keys().collect::<Vec<_>>(), ["l", "part", "part/in", "seen"]);
     assert!(view.lookup("l", true).expect("look up").is_none());
     assert!(view.lookup("part/out", true).expect("look up").is_none());
 }

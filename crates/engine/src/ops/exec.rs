@@ -104,7 +104,12 @@ pub(crate) fn copy_root_attributes(lower: &[PathBuf], upper: &Path) -> Result<()
 }
 
 /// What a mount of the op is made of; `None` for an optional secret or agent that is not there.
-fn source_of(worker: &BuildWorker, mount: &Mount, task: &Task<'_, Output>, held: &mut Vec<Held>) -> Result<Option<MountSource>, EngineError> {
+fn source_of(
+    worker: &BuildWorker,
+    mount: &Mount,
+    task: &Task<'_, Output>,
+    held: &mut Vec<Held>,
+) -> Result<Option<MountSource>, EngineError> {
     Ok(Some(match &mount.kind {
         MountKind::Bind => bind(worker, mount, task, held)?,
         MountKind::Cache { id, sharing, mode, uid, gid } => {
@@ -114,17 +119,28 @@ fn source_of(worker: &BuildWorker, mount: &Mount, task: &Task<'_, Output>, held:
         MountKind::Secret { id, mode, uid, gid, optional } => match worker.secrets.get(id) {
             Some(value) => MountSource::File { data: value.0.clone(), mode: *mode, uid: *uid, gid: *gid },
             None if *optional => return Ok(None),
-            None => return Err(EngineError::Source(format!("secret {id}: not found; pass it with --secret id={id},src=FILE"))),
+            None => {
+                return Err(EngineError::Source(format!(
+                    "secret {id}: not found; pass it with --secret id={id},src=FILE"
+                )));
+            }
         },
         MountKind::Ssh { id, mode, uid, gid, optional } => match worker.ssh.get(id) {
             Some(path) => MountSource::Socket { path: path.clone(), mode: *mode, uid: *uid, gid: *gid },
             None if *optional => return Ok(None),
-            None => return Err(EngineError::Source(format!("unset ssh forward key {id}; pass it with --ssh {id}"))),
+            None => {
+                return Err(EngineError::Source(format!("unset ssh forward key {id}; pass it with --ssh {id}")));
+            }
         },
     }))
 }
 
-fn bind(worker: &BuildWorker, mount: &Mount, task: &Task<'_, Output>, held: &mut Vec<Held>) -> Result<MountSource, EngineError> {
+fn bind(
+    worker: &BuildWorker,
+    mount: &Mount,
+    task: &Task<'_, Output>,
+    held: &mut Vec<Held>,
+) -> Result<MountSource, EngineError> {
     let tree = match mount.input.map(|n| &task.inputs[n]) {
         None => TreeId::EMPTY,
         Some(Output::Tree(tree)) => *tree,
@@ -200,7 +216,8 @@ fn cache(
 fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared) -> Result<Spec, EngineError> {
     let view = View::layers(&prepared.lower, Marks::Trusted)?;
     let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
-    let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?).map_err(|e| EngineError::Source(e.to_string()))?;
+    let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?)
+        .map_err(|e| EngineError::Source(e.to_string()))?;
     let root = Rootfs::Overlay {
         lower: prepared.lower.clone(),
         upper: prepared.root.join("fs"),
@@ -220,13 +237,19 @@ fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared) -> Result<Spec, 
         match worker.secrets.get(&secret.id) {
             Some(value) => env.push(format!("{}={}", secret.name, String::from_utf8_lossy(&value.0))),
             None if secret.optional => {}
-            None => return Err(EngineError::Source(format!("secret {0}: not found; pass it with --secret id={0},src=FILE", secret.id))),
+            None => {
+                return Err(EngineError::Source(format!(
+                    "secret {0}: not found; pass it with --secret id={0},src=FILE",
+                    secret.id
+                )));
+            }
         }
     }
     if !set(&env, "HOME") {
         env.push(format!("HOME={}", user.home));
     }
-    if let Some(agent) = op.mounts.iter().find(|m| matches!(&m.kind, MountKind::Ssh { id, .. } if worker.ssh.contains_key(id)))
+    if let Some(agent) =
+        op.mounts.iter().find(|m| matches!(&m.kind, MountKind::Ssh { id, .. } if worker.ssh.contains_key(id)))
         && !set(&env, "SSH_AUTH_SOCK")
     {
         env.push(format!("SSH_AUTH_SOCK={}", agent.destination));
@@ -292,7 +315,9 @@ fn said(end: End) -> String {
 
 /// Waits for the end; a cancelled build kills the sandbox.
 fn wait(running: Running, task: &Task<'_, Output>) -> Result<Outcome, SandboxError> {
-    let Ok(killer) = running.killer() else { return running.wait() };
+    let Ok(killer) = running.killer() else {
+        return running.wait();
+    };
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {

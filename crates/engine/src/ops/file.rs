@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use xbuild_cache::tree::{CopyOptions, CopySource as TreeSource, DiffWriter, Ids, Limits, Marks, ModeChange, Time, View, Visibility};
+use xbuild_cache::tree::{
+    CopyOptions, CopySource as TreeSource, DiffWriter, Ids, Limits, Marks, ModeChange, Time, View, Visibility,
+};
 use xbuild_cache::{NewTree, TreeId};
 use xbuild_frontend::{glob_match, ignore};
 use xbuild_graph::{CopyAction, CopySource, FileAction, FileOp, Owner};
@@ -37,7 +39,12 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
 }
 
-fn apply(worker: &BuildWorker, writer: &DiffWriter, action: &FileAction, task: &Task<'_, Output>) -> Result<(), EngineError> {
+fn apply(
+    worker: &BuildWorker,
+    writer: &DiffWriter,
+    action: &FileAction,
+    task: &Task<'_, Output>,
+) -> Result<(), EngineError> {
     let now = worker.epoch.map(time);
     match action {
         FileAction::Copy(copy) => self::copy(worker, writer, copy, task)?,
@@ -62,30 +69,40 @@ fn time(seconds: i64) -> Time {
     Time { seconds, nanos: 0 }
 }
 
-/// Numbers for `--chown`, looked up in the base. An unknown name is number 0, as in BuildKit.
+/// Numbers for `--chown`, looked up in the base.
 fn ids(base: &View, owner: Option<&Owner>) -> Result<Option<Ids>, EngineError> {
     let Some(owner) = owner else { return Ok(None) };
     let small = |path| Ok::<_, EngineError>(base.read_small(path, super::exec::USERS_MAX)?.unwrap_or_default());
     let (passwd, group) = (small("/etc/passwd")?, small("/etc/group")?);
-    let user = users::resolve(&owner.user, &passwd, &[]).map(|user| user.identity);
-    let user = or_zero(user, Default::default())?;
-    let gid = match owner.group.as_deref() {
-        None | Some("") => user.gid,
-        Some(name) => or_zero(users::resolve_group(name, &group), 0)?,
+    // A number stands for user and group alike; a name brings its primary group.
+    let (uid, own_group) = match owner.user.parse::<u32>() {
+        Ok(number) => (or_unknown(users::resolve(&owner.user, &[], &[]).map(|u| u.identity.uid), number)?, number),
+        Err(_) => {
+            or_unknown(users::resolve(&owner.user, &passwd, &[]).map(|u| (u.identity.uid, u.identity.gid)), (0, 0))?
+        }
     };
-    Ok(Some(Ids { uid: user.uid, gid }))
+    let gid = match owner.group.as_deref() {
+        None | Some("") => own_group,
+        Some(name) => or_unknown(users::resolve_group(name, &group), own_group)?,
+    };
+    Ok(Some(Ids { uid, gid }))
 }
 
-/// An unknown name is number 0; a number out of range is an error.
-fn or_zero<T>(found: Result<T, users::UserError>, zero: T) -> Result<T, EngineError> {
+/// An unknown name is no error, as in BuildKit; a number out of range is one.
+fn or_unknown<T>(found: Result<T, users::UserError>, otherwise: T) -> Result<T, EngineError> {
     match found {
         Ok(found) => Ok(found),
-        Err(users::UserError::UnknownUser(_) | users::UserError::UnknownGroup(_)) => Ok(zero),
+        Err(users::UserError::UnknownUser(_) | users::UserError::UnknownGroup(_)) => Ok(otherwise),
         Err(error) => Err(EngineError::Source(error.to_string())),
     }
 }
 
-fn copy(worker: &BuildWorker, writer: &DiffWriter, action: &CopyAction, task: &Task<'_, Output>) -> Result<(), EngineError> {
+fn copy(
+    worker: &BuildWorker,
+    writer: &DiffWriter,
+    action: &CopyAction,
+    task: &Task<'_, Output>,
+) -> Result<(), EngineError> {
     let owner = ids(writer.view(), action.owner.as_ref())?;
     let mut views: HashMap<usize, View> = HashMap::new();
     for source in &action.sources {
@@ -103,9 +120,12 @@ fn copy(worker: &BuildWorker, writer: &DiffWriter, action: &CopyAction, task: &T
             match source {
                 CopySource::Path { path, wildcard, required } => {
                     let (view, path) = (&views[&action.input], Path::new(path));
-                    writer.copy(&[TreeSource::Path { view, path, wildcard: *wildcard, required: *required }], options)?;
+                    writer
+                        .copy(&[TreeSource::Path { view, path, wildcard: *wildcard, required: *required }], options)?;
                 }
-                CopySource::Inline { name, data } => writer.copy(&[TreeSource::Inline { name: OsStr::new(name), data }], options)?,
+                CopySource::Inline { name, data } => {
+                    writer.copy(&[TreeSource::Inline { name: OsStr::new(name), data }], options)?
+                }
                 CopySource::Input { input, directory } => {
                     let view = &views[input];
                     let path = if *directory { "/".into() } else { only_file(view)? };

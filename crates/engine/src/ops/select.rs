@@ -14,7 +14,10 @@ use xbuild_graph::{CopyAction, CopySource, FileAction, FileOp, Op};
 pub(crate) fn is_selective(op: &Op, n: usize) -> bool {
     match op {
         Op::File(file) => file.base != Some(n),
-        Op::Exec(exec) => exec.mounts.iter().skip(1).any(|m| m.input == Some(n)) && exec.mounts.first().is_none_or(|m| m.input != Some(n)),
+        Op::Exec(exec) => {
+            exec.mounts.iter().skip(1).any(|m| m.input == Some(n))
+                && exec.mounts.first().is_none_or(|m| m.input != Some(n))
+        }
         _ => false,
     }
 }
@@ -50,12 +53,20 @@ fn digest(op: &Op, n: usize, view: &View, files: &dyn FileDigests) -> Result<[u8
     Ok(*hash.finalize().as_bytes())
 }
 
-fn digest_file_op(op: &FileOp, n: usize, view: &View, files: &dyn FileDigests, hash: &mut blake3::Hasher) -> Result<(), EngineError> {
+fn digest_file_op(
+    op: &FileOp,
+    n: usize,
+    view: &View,
+    files: &dyn FileDigests,
+    hash: &mut blake3::Hasher,
+) -> Result<(), EngineError> {
     if op.base == Some(n) {
         hash.update(&view.digest("/", true, files)?);
     }
     for action in &op.actions {
-        let FileAction::Copy(copy) = action else { continue };
+        let FileAction::Copy(copy) = action else {
+            continue;
+        };
         hash.update(&digest_copy(copy, n, view, files)?);
     }
     Ok(())
@@ -73,7 +84,12 @@ fn digest_copy(copy: &CopyAction, n: usize, view: &View, files: &dyn FileDigests
         let wanted: Vec<_> = copy.sources.iter().filter_map(of).collect();
         let sources: Vec<TreeSource<'_>> = wanted
             .iter()
-            .map(|(path, wildcard, required)| TreeSource::Path { view, path: Path::new(path), wildcard: *wildcard, required: *required })
+            .map(|(path, wildcard, required)| TreeSource::Path {
+                view,
+                path: Path::new(path),
+                wildcard: *wildcard,
+                required: *required,
+            })
             .collect();
         Ok(tree::selection_digest(&sources, options, files)?)
     })
@@ -81,7 +97,8 @@ fn digest_copy(copy: &CopyAction, n: usize, view: &View, files: &dyn FileDigests
 
 /// A view of a local directory without what its ignore rules hide.
 pub(crate) fn context_view(worker: &BuildWorker, name: &str) -> Result<View, EngineError> {
-    let context = worker.contexts.0.get(name).ok_or_else(|| EngineError::Internal(format!("no context is named `{name}`")))?;
+    let context =
+        worker.contexts.0.get(name).ok_or_else(|| EngineError::Internal(format!("no context is named `{name}`")))?;
     let matcher = ignore::Matcher::new(&context.excludes).map_err(|e| EngineError::Source(e.to_string()))?;
     let filter: Option<tree::Filter> = match matcher.is_empty() {
         true => None,

@@ -28,7 +28,10 @@ pub(super) enum Verdict {
     Allow,
     Refuse(u16),
     /// Allowed when the first argument, masked, is one of these values; `EPERM` otherwise.
-    FirstArgumentIn { mask: u32, values: &'static [u32] },
+    FirstArgumentIn {
+        mask: u32,
+        values: &'static [u32],
+    },
     /// Allowed unless the first argument is this value.
     FirstArgumentIsNot(u32),
 }

@@ -95,10 +95,9 @@ fn verdict(name: &str, allowed: &std::collections::HashSet<&str>) -> Option<Verd
         "clone3" => Some(Verdict::Refuse(ENOSYS)),
         "clone" => Some(Verdict::FirstArgumentIn { mask: NAMESPACE_FLAGS, values: &[0] }),
         // The default, the 32-bit address space, the uname-2.6 flag, both, and the query.
-        "personality" => Some(Verdict::FirstArgumentIn {
-            mask: u32::MAX,
-            values: &[0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff],
-        }),
+        "personality" => {
+            Some(Verdict::FirstArgumentIn { mask: u32::MAX, values: &[0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff] })
+        }
         // AF_VSOCK would reach the hypervisor.
         "socket" => Some(Verdict::FirstArgumentIsNot(40)),
         _ => allowed.contains(name).then_some(Verdict::Allow),

@@ -33,10 +33,7 @@ fn everything() -> Vec<(u32, Vec<Instruction>, Vec<(u32, Verdict)>)> {
         .into_iter()
         .flat_map(|architectures| {
             let program = compile(&architectures);
-            architectures
-                .into_iter()
-                .map(move |one| (one.audit, program.clone(), calls(one.table)))
-                .collect::<Vec<_>>()
+            architectures.into_iter().map(move |one| (one.audit, program.clone(), calls(one.table))).collect::<Vec<_>>()
         })
         .collect()
 }
