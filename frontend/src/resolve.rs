@@ -11,11 +11,7 @@ pub trait Resolver {
 
     /// What `--build-context NAME=…` says, if anything. `name` is a stage name or an image name as written in the
     /// Dockerfile; the frontend asks for the forms that it takes as equal (`x`, `x:latest`, `docker.io/library/x:latest`).
-    fn named_context(
-        &self,
-        name: &str,
-        platform: &Platform,
-    ) -> Result<Option<NamedContext>, ResolveError>;
+    fn named_context(&self, name: &str, platform: &Platform) -> Result<Option<NamedContext>, ResolveError>;
 
     /// The main build context.
     fn main_context(&self) -> MainContext;

@@ -1,1 +1,30 @@
-//! One build from request to response
+//! One build from request to response.
+//!
+//! [`Engine::build`] walks: contexts and Dockerfile → `frontend::parse` and `lower` (asking [`resolver`] for bases) → graph →
+//! `solver::solve` with [`worker`] → [`export`] → [`Response`]. The engine gets its clock, directories and credentials from
+//! the caller; it prints nothing and speaks through [`event`].
+
+mod build;
+mod call;
+pub mod context;
+mod error;
+pub mod event;
+mod export;
+mod git;
+mod http;
+mod image;
+pub mod images;
+mod net;
+mod network;
+mod ops;
+mod provenance;
+mod push;
+pub mod request;
+mod resolver;
+pub mod run;
+pub mod time;
+mod worker;
+
+pub use build::{Engine, Response};
+pub use call::Answer;
+pub use error::{EngineError, StepError, StepFailure};

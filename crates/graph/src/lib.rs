@@ -105,10 +105,7 @@ impl Graph {
     /// Adds a vertex, or returns the equal one that is there (whose name stays; `ignore_cache` is kept if either has it).
     pub fn add(&mut self, op: Op, inputs: Vec<Edge>, meta: Meta) -> VertexId {
         let op_digest = encode::digest_of(&op);
-        let named: Vec<_> = inputs
-            .iter()
-            .map(|e| (self[e.vertex].digest.0, e.output))
-            .collect();
+        let named: Vec<_> = inputs.iter().map(|e| (self[e.vertex].digest.0, e.output)).collect();
         let digest = VertexDigest(*encode::digest_of(&(op_digest.as_bytes(), named)).as_bytes());
         if let Some(&id) = self.known.get(&digest) {
             self.dag[node(id)].meta.ignore_cache |= meta.ignore_cache;
@@ -116,13 +113,7 @@ impl Graph {
         }
         let op_digest = VertexDigest(*op_digest.as_bytes());
         let sources: Vec<NodeIndex> = inputs.iter().map(|e| node(e.vertex)).collect();
-        let index = self.dag.add_node(Vertex {
-            op,
-            inputs,
-            digest,
-            op_digest,
-            meta,
-        });
+        let index = self.dag.add_node(Vertex { op, inputs, digest, op_digest, meta });
         for source in sources {
             self.dag.update_edge(source, index, ());
         }
@@ -140,24 +131,19 @@ impl Graph {
                 open.extend(self[id].inputs.iter().map(|e| e.vertex));
             }
         }
-        self.dag
-            .retain_nodes(|_, index| needed.contains(&VertexId(index.index() as u32)));
+        self.dag.retain_nodes(|_, index| needed.contains(&VertexId(index.index() as u32)));
         self.known.retain(|_, id| needed.contains(id));
     }
 
     /// All vertices, inputs before their users.
     pub fn in_order(&self) -> Vec<VertexId> {
         let mut topo = Topo::new(&self.dag);
-        std::iter::from_fn(|| topo.next(&self.dag))
-            .map(|n| VertexId(n.index() as u32))
-            .collect()
+        std::iter::from_fn(|| topo.next(&self.dag)).map(|n| VertexId(n.index() as u32)).collect()
     }
 
     /// Vertices that use an output of `id`.
     pub fn users(&self, id: VertexId) -> impl Iterator<Item = VertexId> + '_ {
-        self.dag
-            .neighbors_directed(node(id), Direction::Outgoing)
-            .map(|n| VertexId(n.index() as u32))
+        self.dag.neighbors_directed(node(id), Direction::Outgoing).map(|n| VertexId(n.index() as u32))
     }
 
     /// Number of vertices.
@@ -172,11 +158,7 @@ impl Graph {
 
     /// One more than the highest [`VertexId::index`].
     pub fn bound(&self) -> usize {
-        self.dag
-            .node_indices()
-            .map(|n| n.index() + 1)
-            .max()
-            .unwrap_or(0)
+        self.dag.node_indices().map(|n| n.index() + 1).max().unwrap_or(0)
     }
 }
 
@@ -196,32 +178,14 @@ mod tests {
     use super::*;
 
     fn local(name: &str) -> Op {
-        Op::Source(SourceOp::Local(LocalSource {
-            name: name.into(),
-            excludes: vec![],
-        }))
+        Op::Source(SourceOp::Local(LocalSource { name: name.into(), excludes: vec![] }))
     }
 
     #[test]
     fn equal_vertices_are_one() {
         let mut graph = Graph::new();
-        let a = graph.add(
-            local("a"),
-            vec![],
-            Meta {
-                name: "first".into(),
-                ..Meta::default()
-            },
-        );
-        let b = graph.add(
-            local("a"),
-            vec![],
-            Meta {
-                name: "second".into(),
-                ignore_cache: true,
-                span: None,
-            },
-        );
+        let a = graph.add(local("a"), vec![], Meta { name: "first".into(), ..Meta::default() });
+        let b = graph.add(local("a"), vec![], Meta { name: "second".into(), ignore_cache: true, span: None });
         assert_eq!(a, b);
         assert!(graph[a].meta.ignore_cache);
         assert_ne!(a, graph.add(local("b"), vec![], Meta::default()));

@@ -4,9 +4,7 @@ use std::fmt;
 ///
 /// Always held in normal form (`x86_64` → `amd64`, `aarch64` and `arm64/v8` → `arm64`, `arm` → `arm/v7`), so equal platforms
 /// compare equal. See OCI image-spec, `image-index.md`.
-#[derive(
-    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Platform {
     /// `linux`, as in `GOOS`.
     pub os: String,
@@ -46,11 +44,7 @@ impl Platform {
             "macos" => "darwin".to_owned(),
             other => other.to_owned(),
         };
-        Self {
-            os,
-            architecture,
-            variant,
-        }
+        Self { os, architecture, variant }
     }
 
     /// The platform this program runs on.
@@ -63,16 +57,9 @@ impl Platform {
     /// # Errors
     /// Empty parts, more than three parts, or characters outside `[A-Za-z0-9_.-]`.
     pub fn parse(text: &str) -> Result<Self, PlatformError> {
-        let fail = |why| PlatformError {
-            text: text.to_owned(),
-            why,
-        };
+        let fail = |why| PlatformError { text: text.to_owned(), why };
         let parts: Vec<&str> = text.split('/').collect();
-        let clean = |p: &str| {
-            !p.is_empty()
-                && p.bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"_-.()".contains(&b))
-        };
+        let clean = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.()".contains(&b));
         if !parts.iter().all(|p| clean(p)) {
             return Err(fail("each part is letters, digits, `_`, `-` or `.`"));
         }
@@ -81,20 +68,12 @@ impl Platform {
             [one] if KNOWN_OS.contains(&one.to_lowercase().as_str()) => {
                 Ok(Self::new(one, &host.architecture, host.variant.as_deref()))
             }
-            [one] if KNOWN_ARCHITECTURES.contains(&one.to_lowercase().as_str()) => {
-                Ok(Self::new("linux", one, None))
-            }
+            [one] if KNOWN_ARCHITECTURES.contains(&one.to_lowercase().as_str()) => Ok(Self::new("linux", one, None)),
             [_] => Err(fail("unknown operating system or architecture")),
-            [os, architecture] => Ok(Self::new(
-                os.split('(').next().unwrap_or(os),
-                architecture,
-                None,
-            )),
-            [os, architecture, variant] => Ok(Self::new(
-                os.split('(').next().unwrap_or(os),
-                architecture,
-                Some(variant),
-            )),
+            [os, architecture] => Ok(Self::new(os.split('(').next().unwrap_or(os), architecture, None)),
+            [os, architecture, variant] => {
+                Ok(Self::new(os.split('(').next().unwrap_or(os), architecture, Some(variant)))
+            }
             _ => Err(fail("expected os/architecture[/variant]")),
         }
     }
@@ -106,11 +85,7 @@ impl Platform {
         if self == other {
             return Some(0);
         }
-        let level = |p: &Self| {
-            p.variant
-                .as_deref()
-                .and_then(|v| v.strip_prefix('v')?.parse::<u8>().ok())
-        };
+        let level = |p: &Self| p.variant.as_deref().and_then(|v| v.strip_prefix('v')?.parse::<u8>().ok());
         if self.os != other.os || self.architecture != other.architecture {
             return None;
         }
@@ -154,8 +129,8 @@ const KNOWN_OS: &[&str] = &[
 ];
 
 const KNOWN_ARCHITECTURES: &[&str] = &[
-    "386", "aarch64", "amd64", "arm", "arm64", "armel", "armhf", "i386", "loong64", "mips",
-    "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm", "x86_64",
+    "386", "aarch64", "amd64", "arm", "arm64", "armel", "armhf", "i386", "loong64", "mips", "mips64", "mips64le",
+    "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm", "x86_64",
 ];
 
 #[cfg(test)]
@@ -182,14 +157,7 @@ mod tests {
     #[test]
     fn newer_arm_runs_older_arm() {
         let v7 = Platform::new("linux", "arm", None);
-        assert!(
-            v7.accepts(&Platform::new("linux", "arm", Some("v6")))
-                .is_some()
-        );
-        assert!(
-            Platform::new("linux", "arm", Some("v6"))
-                .accepts(&v7)
-                .is_none()
-        );
+        assert!(v7.accepts(&Platform::new("linux", "arm", Some("v6"))).is_some());
+        assert!(Platform::new("linux", "arm", Some("v6")).accepts(&v7).is_none());
     }
 }

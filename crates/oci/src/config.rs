@@ -21,11 +21,7 @@ pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
     /// Version of the operating system (Windows).
-    #[serde(
-        default,
-        rename = "os.version",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "os.version", skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
     /// What a container gets.
     #[serde(default)]
@@ -34,11 +30,7 @@ pub struct ImageConfig {
     #[serde(default)]
     pub rootfs: RootFs,
     /// How each layer came to be.
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub history: Vec<History>,
 }
 
@@ -50,16 +42,10 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// `80/tcp`, as keys of an object.
-    #[serde(
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_default")]
     pub exposed_ports: BTreeMap<String, Empty>,
     /// `NAME=value`.
-    #[serde(
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub env: Vec<String>,
     /// Program that always runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,19 +57,13 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub args_escaped: bool,
     /// Paths that are volumes, as keys of an object.
-    #[serde(
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_default")]
     pub volumes: BTreeMap<String, Empty>,
     /// Directory that processes start in.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
     /// Labels.
-    #[serde(
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_default")]
     pub labels: BTreeMap<String, String>,
     /// Signal that asks a container to stop.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -92,10 +72,7 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
     /// Triggers for builds on this image.
-    #[serde(
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub on_build: Vec<String>,
     /// SHELL.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,10 +120,7 @@ pub struct RootFs {
 
 impl Default for RootFs {
     fn default() -> Self {
-        Self {
-            kind: layers(),
-            diff_ids: Vec::new(),
-        }
+        Self { kind: layers(), diff_ids: Vec::new() }
     }
 }
 
@@ -179,8 +153,6 @@ fn is_zero(n: &i64) -> bool {
 }
 
 /// Docker writes `null` for empty lists and maps.
-fn null_is_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
-    d: D,
-) -> Result<T, D::Error> {
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }

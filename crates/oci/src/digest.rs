@@ -64,9 +64,7 @@ impl FromStr for Digest {
             return Err(fail());
         }
         let nibble = |b: u8| if b <= b'9' { b - b'0' } else { b - b'a' + 10 };
-        Ok(Self(std::array::from_fn(|i| {
-            nibble(hex[2 * i]) << 4 | nibble(hex[2 * i + 1])
-        })))
+        Ok(Self(std::array::from_fn(|i| nibble(hex[2 * i]) << 4 | nibble(hex[2 * i + 1]))))
     }
 }
 
@@ -92,20 +90,14 @@ pub struct Sha256Writer<W> {
 
 impl<W> fmt::Debug for Sha256Writer<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sha256Writer")
-            .field("size", &self.size)
-            .finish_non_exhaustive()
+        f.debug_struct("Sha256Writer").field("size", &self.size).finish_non_exhaustive()
     }
 }
 
 impl<W: Write> Sha256Writer<W> {
     /// Starts with nothing hashed.
     pub fn new(inner: W) -> Self {
-        Self {
-            inner,
-            hash: Sha256::new(),
-            size: 0,
-        }
+        Self { inner, hash: Sha256::new(), size: 0 }
     }
 
     /// Bytes passed on so far.
@@ -139,17 +131,11 @@ mod tests {
     #[test]
     fn text_form_round_trips_and_rejects_rubbish() {
         let digest = Digest::of(b"");
-        assert_eq!(
-            digest.to_string(),
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(digest.to_string(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(digest.to_string().parse(), Ok(digest));
-        for bad in [
-            "",
-            "sha256:",
-            "sha512:00",
-            "sha256:E3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        ] {
+        for bad in
+            ["", "sha256:", "sha512:00", "sha256:E3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -6,10 +6,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MediaType;
 
-#[allow(
-    missing_docs,
-    reason = "the names say it; OCI image-spec, `media-types.md`"
-)]
+#[allow(missing_docs, reason = "the names say it; OCI image-spec, `media-types.md`")]
 impl MediaType {
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -36,12 +33,7 @@ impl MediaType {
     }
 
     /// All manifest and index types, for `Accept`.
-    pub const MANIFESTS: [&str; 4] = [
-        Self::OCI_INDEX,
-        Self::DOCKER_LIST,
-        Self::OCI_MANIFEST,
-        Self::DOCKER_MANIFEST,
-    ];
+    pub const MANIFESTS: [&str; 4] = [Self::OCI_INDEX, Self::DOCKER_LIST, Self::OCI_MANIFEST, Self::DOCKER_MANIFEST];
 }
 
 /// Names content by type, digest and size. OCI image-spec, `descriptor.md`.
@@ -89,11 +81,7 @@ pub struct PlatformSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
     /// Version of the operating system.
-    #[serde(
-        default,
-        rename = "os.version",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "os.version", skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
 }
 
@@ -171,20 +159,13 @@ impl Document {
             return Err(DocumentError::TooLarge(bytes.len()));
         }
         let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes)?;
-        let own = fields
-            .get("mediaType")
-            .and_then(|v| v.as_str())
-            .unwrap_or_default();
+        let own = fields.get("mediaType").and_then(|v| v.as_str()).unwrap_or_default();
         let is_index = fields.contains_key("manifests");
         if is_index && (fields.contains_key("layers") || fields.contains_key("config")) {
             return Err(DocumentError::Ambiguous);
         }
         for stated in [own, media_type] {
-            let fits = if is_index {
-                MediaType::is_index(stated)
-            } else {
-                MediaType::is_manifest(stated)
-            };
+            let fits = if is_index { MediaType::is_index(stated) } else { MediaType::is_manifest(stated) };
             let says_something = MediaType::is_index(stated) || MediaType::is_manifest(stated);
             if !fits && (says_something || (stated == own && !own.is_empty())) {
                 return Err(DocumentError::MediaType(stated.to_owned()));
@@ -213,15 +194,9 @@ mod tests {
     #[test]
     fn a_document_that_is_both_is_refused() {
         let both = br#"{"schemaVersion":2,"manifests":[],"layers":[]}"#;
-        assert!(matches!(
-            Document::parse(both, ""),
-            Err(DocumentError::Ambiguous)
-        ));
+        assert!(matches!(Document::parse(both, ""), Err(DocumentError::Ambiguous)));
         let index = br#"{"schemaVersion":2,"manifests":[]}"#;
         assert!(matches!(Document::parse(index, ""), Ok(Document::Index(_))));
-        assert!(matches!(
-            Document::parse(index, MediaType::OCI_MANIFEST),
-            Err(DocumentError::MediaType(_))
-        ));
+        assert!(matches!(Document::parse(index, MediaType::OCI_MANIFEST), Err(DocumentError::MediaType(_))));
     }
 }

@@ -60,19 +60,9 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let fail = |why| ReferenceError {
-            name: text.chars().take(300).collect(),
-            why,
-        };
+        let fail = |why| ReferenceError { name: text.chars().take(300).collect(), why };
         let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => (
-                name,
-                Some(
-                    digest
-                        .parse()
-                        .map_err(|_| fail("has a digest that is not sha256"))?,
-                ),
-            ),
+            Some((name, digest)) => (name, Some(digest.parse().map_err(|_| fail("has a digest that is not sha256"))?)),
             None => (text, None),
         };
         let (name, tag) = match name.rsplit_once(':') {
@@ -80,31 +70,21 @@ impl FromStr for Reference {
             _ => (name, None),
         };
         if tag.is_some_and(|t| !valid_tag(t)) {
-            return Err(fail(
-                "has a tag with other characters than [A-Za-z0-9_.-], or one of over 128",
-            ));
+            return Err(fail("has a tag with other characters than [A-Za-z0-9_.-], or one of over 128"));
         }
         let (host, path) = match name.split_once('/') {
             Some((first, rest)) if is_host(first) => (first, rest),
             _ => (DOCKER_HOST, name),
         };
-        let host = if host == "index.docker.io" {
-            DOCKER_HOST
-        } else {
-            host
-        };
+        let host = if host == "index.docker.io" { DOCKER_HOST } else { host };
         if !valid_host(host) {
-            return Err(fail(
-                "has a host that is no name or address with an optional port",
-            ));
+            return Err(fail("has a host that is no name or address with an optional port"));
         }
         if path.is_empty() {
             return Err(fail("has no repository"));
         }
         if path.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(fail(
-                "has upper-case letters; repository names are lower case",
-            ));
+            return Err(fail("has upper-case letters; repository names are lower case"));
         }
         if path.len() > 255 || !path.split('/').all(valid_component) {
             return Err(fail(
@@ -119,19 +99,12 @@ impl FromStr for Reference {
             (None, None) => Some("latest".to_owned()),
             (tag, _) => tag.map(str::to_owned),
         };
-        Ok(Self {
-            host: host.to_owned(),
-            repository,
-            tag,
-            digest,
-        })
+        Ok(Self { host: host.to_owned(), repository, tag, digest })
     }
 }
 
 fn is_host(first: &str) -> bool {
-    first == "localhost"
-        || first.contains(['.', ':'])
-        || first.bytes().any(|b| b.is_ascii_uppercase())
+    first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase())
 }
 
 fn valid_host(host: &str) -> bool {
@@ -143,9 +116,7 @@ fn valid_host(host: &str) -> bool {
         Some(address) => address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':'),
         None => name.split('.').all(|label| {
             !label.is_empty()
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         }),
@@ -155,23 +126,18 @@ fn valid_host(host: &str) -> bool {
 
 fn valid_tag(tag: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    (1..=128).contains(&tag.len())
-        && word(tag.as_bytes()[0])
-        && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+    (1..=128).contains(&tag.len()) && word(tag.as_bytes()[0]) && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
 /// Letters and digits with single `.`, one or two `_`, or any number of `-` between them.
 fn valid_component(component: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = component.as_bytes();
-    let ends_ok =
-        bytes.first().is_some_and(|&b| plain(b)) && bytes.last().is_some_and(|&b| plain(b));
+    let ends_ok = bytes.first().is_some_and(|&b| plain(b)) && bytes.last().is_some_and(|&b| plain(b));
     ends_ok
         && component
             .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-            .all(|separator| {
-                matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-')
-            })
+            .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-'))
 }
 
 #[cfg(test)]
@@ -181,50 +147,22 @@ mod tests {
     #[test]
     fn defaults_are_filled_in() {
         for (text, full, familiar) in [
-            (
-                "busybox",
-                "docker.io/library/busybox:latest",
-                "busybox:latest",
-            ),
+            ("busybox", "docker.io/library/busybox:latest", "busybox:latest"),
             ("a/b:1", "docker.io/a/b:1", "a/b:1"),
             ("localhost/x", "localhost/x:latest", "localhost/x:latest"),
-            (
-                "localhost:5000/x/y:z",
-                "localhost:5000/x/y:z",
-                "localhost:5000/x/y:z",
-            ),
-            (
-                "index.docker.io/x",
-                "docker.io/library/x:latest",
-                "x:latest",
-            ),
+            ("localhost:5000/x/y:z", "localhost:5000/x/y:z", "localhost:5000/x/y:z"),
+            ("index.docker.io/x", "docker.io/library/x:latest", "x:latest"),
         ] {
             let reference: Reference = text.parse().unwrap();
-            assert_eq!(
-                (
-                    reference.to_string().as_str(),
-                    reference.familiar().as_str()
-                ),
-                (full, familiar)
-            );
+            assert_eq!((reference.to_string().as_str(), reference.familiar().as_str()), (full, familiar));
         }
     }
 
     #[test]
     fn rubbish_is_refused() {
-        for bad in [
-            "",
-            "A",
-            "a//b",
-            "a:",
-            "a:b c",
-            "-a",
-            "a..b",
-            "x@sha256:12",
-            "http://x/y",
-            "a/b:tag/x",
-            "host:99999/x",
-        ] {
+        for bad in
+            ["", "A", "a//b", "a:", "a:b c", "-a", "a..b", "x@sha256:12", "http://x/y", "a/b:tag/x", "host:99999/x"]
+        {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
     }

@@ -1,0 +1,95 @@
+//! The SQLite index: schema and connection settings.
+
+use crate::StoreError;
+use rusqlite::Connection;
+use std::path::Path;
+use std::time::Duration;
+
+/// `user_version` of the schema below.
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE trees (
+  id INTEGER PRIMARY KEY,
+  parent INTEGER,                 -- the tree below; null at the bottom
+  dirs TEXT NOT NULL,             -- names in trees/, top first, space separated; empty for no change
+  chain_id BLOB UNIQUE,           -- OCI chain ID, once known
+  diff_id BLOB,                   -- OCI diff ID of this layer, once known
+  content BLOB,                   -- digest of the changes and of what is below, once known
+  size INTEGER,                   -- bytes on disk, once counted
+  created INTEGER NOT NULL,       -- milliseconds since the epoch
+  last_used INTEGER NOT NULL,
+  epoch TEXT                      -- null when known to be on disk
+);
+CREATE INDEX trees_parent ON trees(parent);
+CREATE TABLE records (
+  id INTEGER PRIMARY KEY,
+  op BLOB NOT NULL,
+  tree INTEGER NOT NULL,
+  inputs TEXT NOT NULL,           -- what the result key is made of, as the engine writes it
+  result_key BLOB,
+  description TEXT NOT NULL,
+  duration_ms INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  last_used INTEGER NOT NULL,
+  uses INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX records_op ON records(op);
+CREATE INDEX records_result ON records(result_key);
+CREATE INDEX records_tree ON records(tree);
+CREATE TABLE keys (key BLOB PRIMARY KEY, record INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX keys_record ON keys(record);
+CREATE TABLE blobs (
+  digest BLOB PRIMARY KEY,
+  size INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  last_used INTEGER NOT NULL,
+  epoch TEXT
+) WITHOUT ROWID;
+CREATE TABLE packings (diff_id BLOB, compression TEXT, level INTEGER, digest BLOB NOT NULL, size INTEGER NOT NULL,
+  PRIMARY KEY (diff_id, compression, level)) WITHOUT ROWID;
+CREATE TABLE manifests (digest BLOB PRIMARY KEY, tree INTEGER) WITHOUT ROWID;
+CREATE TABLE images (name TEXT PRIMARY KEY, target BLOB NOT NULL, updated INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE remote_files (url TEXT PRIMARY KEY, etag TEXT, modified TEXT, name TEXT, digest BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// Opens the index, makes its tables if it is new, and drops rows of another epoch.
+pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
+    let mut db = Connection::open(path)?;
+    db.busy_timeout(Duration::from_secs(60))?;
+    db.execute_batch(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-8000; PRAGMA temp_store=MEMORY;",
+    )?;
+    db.set_prepared_statement_cache_capacity(64);
+    if db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? != VERSION {
+        let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        if change.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? != VERSION {
+            change.execute_batch(SCHEMA)?;
+            change.pragma_update(None, "user_version", VERSION)?;
+        }
+        change.commit()?;
+    }
+    let stored: Option<String> = db.query_row("SELECT value FROM facts WHERE name='epoch'", [], |row| row.get(0)).ok();
+    if stored.as_deref() != Some(epoch) {
+        drop_other_epochs(&mut db, epoch)?;
+    }
+    Ok(db)
+}
+
+/// What an earlier boot or mount did not sync may be gone: forget it, and everything that stands on it.
+fn drop_other_epochs(db: &mut Connection, epoch: &str) -> Result<(), StoreError> {
+    let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    change.execute("DELETE FROM blobs WHERE epoch IS NOT NULL AND epoch<>?1", [epoch])?;
+    change.execute("DELETE FROM packings WHERE digest NOT IN (SELECT digest FROM blobs)", [])?;
+    change.execute(
+        "WITH RECURSIVE lost(id) AS (SELECT id FROM trees WHERE epoch IS NOT NULL AND epoch<>?1
+           UNION SELECT trees.id FROM trees JOIN lost ON trees.parent=lost.id)
+         DELETE FROM trees WHERE id IN lost",
+        [epoch],
+    )?;
+    change.execute("DELETE FROM records WHERE tree<>0 AND tree NOT IN (SELECT id FROM trees)", [])?;
+    change.execute("DELETE FROM keys WHERE record NOT IN (SELECT id FROM records)", [])?;
+    change.execute("INSERT OR REPLACE INTO facts VALUES ('epoch', ?1)", [epoch])?;
+    Ok(change.commit()?)
+}

@@ -1,0 +1,257 @@
+//! Opening a root, sessions, staging, and the check of everything.
+
+use crate::{At, FileLock, StoreError, index};
+use rusqlite::Connection;
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const FORMAT: &str = "xbuild-store 1";
+const FOLDERS: [&str; 7] = ["blobs/sha256", "trees", "cachemounts", "staging", "trash", "contexts", "locks"];
+
+/// An open store. One per process is enough; all methods may be called from several threads and block.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    db: Mutex<Connection>,
+    owner: String,
+    epoch: String,
+    counter: AtomicU64,
+    _session: FileLock,
+}
+
+/// A directory for work in progress; removed when dropped, unless it was published.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+}
+
+impl Staging {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the directory away: it is not removed on drop.
+    pub(crate) fn into_path(self) -> PathBuf {
+        std::mem::ManuallyDrop::new(self).path.clone()
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept with the session.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Something `store check` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// One sentence.
+    pub what: String,
+    /// It was mended.
+    pub repaired: bool,
+}
+
+impl Store {
+    /// Opens the store at `root`, making it if there is none.
+    ///
+    /// # Errors
+    /// A root of another format, and I/O errors.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let format = root.join("FORMAT");
+        match fs::read_to_string(&format) {
+            Ok(found) if found.trim() == FORMAT => {}
+            Ok(found) => {
+                let found = found.trim().chars().take(60).collect();
+                return Err(StoreError::Format { root: root.to_owned(), found, expected: FORMAT });
+            }
+            Err(_) => create(root, &format)?,
+        }
+        let root = root.canonicalize().at("open", root)?;
+        let owner = format!("{}-{:x}", std::process::id(), nanos());
+        let session_path = root.join("locks").join(format!("session-{owner}"));
+        let session = FileLock::try_take(&session_path)?.ok_or_else(|| StoreError::Missing("an own session".into()))?;
+        session.file().write_all(now_ms().to_string().as_bytes()).at("write", &session_path)?;
+        let epoch = epoch_of(&root)?;
+        let db = index::open(&root.join("index.db"), &epoch)?;
+        Ok(Self { root, db: Mutex::new(db), owner, epoch, counter: AtomicU64::new(0), _session: session })
+    }
+
+    /// Where the store is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A new directory to write in, on the same filesystem as everything else.
+    pub fn staging(&self) -> Result<Staging, StoreError> {
+        let n = self.counter.fetch_add(1, Ordering::Relaxed);
+        let path = self.root.join("staging").join(&self.owner).join(n.to_string());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("make", &path)?;
+        Ok(Staging { path })
+    }
+
+    /// Waits for the right to do the work named `name`, so that equal work is done once, in this process and others.
+    /// `None` if `stop` said so first.
+    pub fn lock(&self, name: &str, stop: &dyn Fn() -> bool) -> Result<Option<FileLock>, StoreError> {
+        FileLock::take(&self.root.join("locks").join(name), stop)
+    }
+
+    /// The right to do the work named `name` if nobody has it.
+    pub fn try_lock(&self, name: &str) -> Result<Option<FileLock>, StoreError> {
+        FileLock::try_take(&self.root.join("locks").join(name))
+    }
+
+    /// The directory of a cache mount, with whether it is new. The caller sets owner and mode of a new one.
+    pub fn cache_mount(&self, id: &str) -> Result<(PathBuf, bool), StoreError> {
+        let name = blake3::hash(id.as_bytes()).to_hex();
+        let path = self.root.join("cachemounts").join(&name[..32]);
+        match fs::DirBuilder::new().mode(0o755).create(&path) {
+            Ok(()) => Ok((path, true)),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok((path, false)),
+            Err(e) => Err(e).at("make", &path),
+        }
+    }
+
+    /// Puts the cache mount `id` out of the way, so that the next use finds it empty.
+    pub fn clear_cache_mount(&self, id: &str) -> Result<(), StoreError> {
+        let (path, new) = self.cache_mount(id)?;
+        if !new {
+            self.discard(&path)?;
+            self.cache_mount(id)?;
+        }
+        Ok(())
+    }
+
+    /// Where the stat index of the context named `name` is kept.
+    pub fn context_index(&self, name: &str) -> PathBuf {
+        self.root.join("contexts").join(&blake3::hash(name.as_bytes()).to_hex()[..32])
+    }
+
+    /// Puts everything written so far on disk and marks it so.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let dir = fs::File::open(&self.root).at("open", &self.root)?;
+        rustix::fs::syncfs(&dir).at("sync", &self.root)?;
+        let db = self.db();
+        db.execute("UPDATE trees SET epoch=NULL WHERE epoch=?1", [&self.epoch])?;
+        db.execute("UPDATE blobs SET epoch=NULL WHERE epoch=?1", [&self.epoch])?;
+        Ok(())
+    }
+
+    /// Moves a file or directory to the trash, whence it is freed later.
+    pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
+        let n = self.counter.fetch_add(1, Ordering::Relaxed);
+        let to = self.root.join("trash").join(format!("{}-{n}", self.owner));
+        match fs::rename(path, &to) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("rename", path),
+            _ => Ok(()),
+        }
+    }
+
+    /// Frees what is in the trash and what dead sessions left in staging. Slow; not for the build path.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        for folder in ["trash", "staging"] {
+            let folder_path = self.root.join(folder);
+            for entry in fs::read_dir(&folder_path).at("read", &folder_path)?.flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if folder == "staging" && (name == self.owner || self.session_is_live(&name)?) {
+                    continue;
+                }
+                let path = entry.path();
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                match removed {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(e).at("remove", &path);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything for [`Store::sweep`] to do.
+    pub fn needs_sweep(&self) -> bool {
+        let some = |folder| {
+            fs::read_dir(self.root.join(folder)).is_ok_and(|d| d.flatten().any(|e| e.file_name() != *self.owner))
+        };
+        some("trash") || some("staging")
+    }
+
+    fn session_is_live(&self, owner: &str) -> Result<bool, StoreError> {
+        let path = self.root.join("locks").join(format!("session-{owner}"));
+        Ok(path.exists() && FileLock::try_take(&path)?.is_none())
+    }
+
+    /// When the oldest live session began, in milliseconds since the epoch. Locks of dead sessions are removed.
+    pub(crate) fn oldest_session(&self, besides_own: bool) -> Result<i64, StoreError> {
+        let locks = self.root.join("locks");
+        let mut oldest = now_ms();
+        for entry in fs::read_dir(&locks).at("read", &locks)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(owner) = name.strip_prefix("session-") else {
+                continue;
+            };
+            if (besides_own && owner == self.owner) || !(owner == self.owner || self.session_is_live(owner)?) {
+                continue;
+            }
+            let began = fs::read_to_string(entry.path()).ok().and_then(|t| t.trim().parse().ok());
+            oldest = oldest.min(began.unwrap_or(0));
+        }
+        Ok(oldest)
+    }
+
+    pub(crate) fn db(&self) -> MutexGuard<'_, Connection> {
+        self.db.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    pub(crate) fn new_name(&self) -> String {
+        let n = self.counter.fetch_add(1, Ordering::Relaxed);
+        blake3::hash(format!("{} {n} {}", self.owner, nanos()).as_bytes()).to_hex()[..16].to_owned()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Only if empty: a live process's staging is its own.
+        let _ = fs::remove_dir(self.root.join("staging").join(&self.owner));
+    }
+}
+
+fn create(root: &Path, format: &Path) -> Result<(), StoreError> {
+    for folder in FOLDERS {
+        let path = root.join(folder);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("make", &path)?;
+    }
+    fs::set_permissions(root, fs::Permissions::from_mode(0o700)).at("protect", root)?;
+    let part = root.join(format!("FORMAT.{}", std::process::id()));
+    fs::write(&part, format!("{FORMAT}\n")).at("write", &part)?;
+    fs::rename(&part, format).at("rename", &part)
+}
+
+/// Identifies boot and mount: what was not synced in another epoch may be gone.
+fn epoch_of(root: &Path) -> Result<String, StoreError> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let stat = rustix::fs::statx(CWD, root, AtFlags::empty(), MNT_ID_UNIQUE).at("look at", root)?;
+    Ok(format!("{} {}:{} {}", boot.trim(), stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+}
+
+fn nanos() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos())
+}

@@ -1,0 +1,215 @@
+//! Layer tars and root tars.
+
+use super::content::{kept_xattrs, read_some, with_buffer};
+use super::dir::{Dir, Entry, MAX_DEPTH, Marks, Part, open_regular, open_root};
+use super::error::{Context, Result, TreeError};
+use super::link::FileId;
+use super::meta::{Kind, Meta};
+use super::tar_write::{Header, flag, write_end, write_header, write_padding};
+use super::view::View;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+/// How a tar is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TarOptions<'a> {
+    /// Latest modification time, in seconds; later ones become this (rewrite-timestamp).
+    pub clamp: Option<i64>,
+    /// The tree below the layer. With it, whiteouts of names that it does not have are left out.
+    pub base: Option<&'a View>,
+}
+
+/// Writes diff directories, topmost first, as one layer.
+///
+/// Entries are sorted, directories before their content, times are whole seconds, owners are numbers. The same directories
+/// give the same bytes, on every machine.
+pub fn write_layer<P: AsRef<Path>>(
+    dirs: &[P],
+    marks: Marks,
+    options: TarOptions<'_>,
+    out: &mut impl Write,
+) -> Result<()> {
+    let mut parts = Vec::with_capacity(dirs.len());
+    for (layer, dir) in dirs.iter().enumerate() {
+        parts.push(Part { layer, fd: open_root(dir.as_ref())? });
+    }
+    TarWriter { out, options, flat: false, links: HashMap::new() }.run(Dir::new(parts, marks))
+}
+
+/// Writes everything that a view shows, as `type=tar` does.
+pub fn write_root(view: &View, clamp: Option<i64>, out: &mut impl Write) -> Result<()> {
+    let options = TarOptions { clamp, base: None };
+    let root = view.root().clone();
+    TarWriter { out, options, flat: true, links: HashMap::new() }.run(root)
+}
+
+struct TarWriter<'a, W> {
+    out: &'a mut W,
+    options: TarOptions<'a>,
+    /// A whole root: nothing is hidden, so no whiteouts.
+    flat: bool,
+    /// First name of every file with several.
+    links: HashMap<FileId, Vec<u8>>,
+}
+
+/// A directory whose entries are being written.
+struct Level {
+    dir: Dir,
+    /// Length of the path of the directory, with its slash.
+    path: usize,
+    entries: std::vec::IntoIter<Entry>,
+}
+
+impl<W: Write> TarWriter<'_, W> {
+    fn run(mut self, root: Dir) -> Result<()> {
+        let mut path: Vec<u8> = Vec::new();
+        let mut levels = Vec::new();
+        if !root.is_empty() {
+            levels.push(self.level(root, &path)?);
+        }
+        while let Some(level) = levels.last_mut() {
+            path.truncate(level.path);
+            let Some(entry) = level.entries.next() else {
+                levels.pop();
+                continue;
+            };
+            path.extend_from_slice(entry.name.as_bytes());
+            let dir = level.dir.clone();
+            if let Some((below, cut)) = self.entry(&dir, &entry, &mut path)? {
+                if levels.len() > MAX_DEPTH {
+                    return Err(TreeError::unfit(OsStr::from_bytes(&path), "nested too deeply"));
+                }
+                if cut && !self.flat {
+                    self.opaque(&path)?;
+                }
+                levels.push(self.level(below, &path)?);
+            }
+        }
+        write_end(self.out).map_err(TreeError::Output)
+    }
+
+    fn level(&self, dir: Dir, path: &[u8]) -> Result<Level> {
+        let entries = if self.flat { dir.entries() } else { dir.entries_with_whiteouts() };
+        let entries = entries.context("list", OsStr::from_bytes(path))?;
+        Ok(Level { dir, path: path.len(), entries: entries.into_iter() })
+    }
+
+    /// Writes one entry. For a directory the answer is the directory and whether it hides what is below the layer.
+    fn entry(&mut self, dir: &Dir, entry: &Entry, path: &mut Vec<u8>) -> Result<Option<(Dir, bool)>> {
+        let shown = OsString::from_vec(path.clone());
+        if entry.whiteout {
+            self.whiteout(entry, path)?;
+            return Ok(None);
+        }
+        if !self.flat && entry.name.as_bytes().starts_with(b".wh.") {
+            return Err(TreeError::unfit(shown, "the name cannot be kept in a layer"));
+        }
+        let Some(meta) = dir.stat_entry(entry).context("stat", &shown)? else {
+            return Err(TreeError::not_found(shown));
+        };
+        match meta.kind {
+            Kind::Socket => Ok(None),
+            Kind::Dir => {
+                let below = dir.child_cut(&entry.name, entry.part).context("open", &shown)?;
+                let Some((below, cut)) = below else {
+                    return Err(TreeError::not_found(shown));
+                };
+                path.push(b'/');
+                let xattrs = match below.top() {
+                    Some(fd) => self.xattrs(fd, &shown)?,
+                    None => Vec::new(),
+                };
+                self.header(path, &meta, b'5', 0, b"", &xattrs)?;
+                Ok(Some((below, cut)))
+            }
+            _ => self.file(dir, entry, path, &meta, &shown).map(|()| None),
+        }
+    }
+
+    fn file(&mut self, dir: &Dir, entry: &Entry, path: &[u8], meta: &Meta, shown: &OsStr) -> Result<()> {
+        if meta.nlink > 1 {
+            let id = (dir.parts()[entry.part].layer, meta.dev, meta.ino);
+            if let Some(first) = self.links.get(&id).cloned() {
+                return self.header(path, meta, b'1', 0, &first, &[]);
+            }
+            self.links.insert(id, path.to_vec());
+        }
+        match meta.kind {
+            Kind::File => {
+                let (file, now) = open_regular(dir.fd(entry.part), &entry.name, Path::new(shown))?;
+                let xattrs = self.xattrs(file.as_fd(), shown)?;
+                self.header(path, meta, b'0', now.size, b"", &xattrs)?;
+                self.content(file.as_fd(), now.size, shown)
+            }
+            Kind::Symlink => {
+                let target = dir.readlink(entry.part, &entry.name).context("read link", shown)?;
+                self.header(path, meta, b'2', 0, target.as_bytes(), &[])
+            }
+            kind => self.header(path, meta, flag(kind), 0, b"", &[]),
+        }
+    }
+
+    /// Attributes that go into a layer: `user.*` ones do not.
+    fn xattrs(&self, fd: BorrowedFd<'_>, shown: &OsStr) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let mut kept = kept_xattrs(fd).context("read attributes of", shown)?;
+        kept.retain(|(name, _)| name == "security.capability");
+        Ok(kept)
+    }
+
+    fn header(
+        &mut self,
+        name: &[u8],
+        meta: &Meta,
+        flag: u8,
+        size: u64,
+        link: &[u8],
+        xattrs: &[(OsString, Vec<u8>)],
+    ) -> Result<()> {
+        let mtime = self.options.clamp.map_or(meta.mtime.seconds, |latest| meta.mtime.seconds.min(latest));
+        let header = Header { name, meta, flag, size, link, mtime, xattrs };
+        write_header(self.out, &header).map_err(TreeError::Output)
+    }
+
+    fn content(&mut self, file: BorrowedFd<'_>, size: u64, shown: &OsStr) -> Result<()> {
+        with_buffer(|room| {
+            let mut left = size;
+            while left > 0 {
+                let want = usize::try_from(left).unwrap_or(room.len()).min(room.len());
+                let n = read_some(file, &mut room[..want]).context("read", shown)?;
+                if n == 0 {
+                    return Err(TreeError::unfit(shown, "became shorter while it was read"));
+                }
+                self.out.write_all(&room[..n]).map_err(TreeError::Output)?;
+                left -= n as u64;
+            }
+            write_padding(self.out, size).map_err(TreeError::Output)
+        })
+    }
+
+    fn whiteout(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
+        let below = Path::new(OsStr::from_bytes(path));
+        if let Some(base) = self.options.base
+            && base.lookup(below, false)?.is_none()
+        {
+            return Ok(());
+        }
+        let at = path.len() - entry.name.len();
+        let name = [&path[..at], b".wh.", &path[at..]].concat();
+        self.marker(&name)
+    }
+
+    /// The mark comes first in its directory, so that a reader knows before it merges.
+    fn opaque(&mut self, path: &[u8]) -> Result<()> {
+        self.marker(&[path, b".wh..wh..opq"].concat())
+    }
+
+    /// An empty file with fixed attributes.
+    fn marker(&mut self, name: &[u8]) -> Result<()> {
+        let meta = Meta::marker();
+        self.header(name, &meta, b'0', 0, b"", &[])
+    }
+}

@@ -1,0 +1,177 @@
+//! Rows of trees. A *tree* is a root filesystem: a list of layers, each an ordered list of diff directories.
+
+use crate::store::now_ms;
+use crate::{At, Staging, Store, StoreError};
+use rusqlite::{OptionalExtension, Row, params};
+use std::fs;
+use std::path::PathBuf;
+use xbuild_oci::Digest;
+
+/// Names a tree; [`TreeId::EMPTY`] has no files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TreeId(pub(crate) i64);
+
+impl TreeId {
+    /// The tree without files.
+    pub const EMPTY: TreeId = TreeId(0);
+
+    /// The number, for keeping elsewhere.
+    pub fn number(self) -> i64 {
+        self.0
+    }
+}
+
+impl From<i64> for TreeId {
+    fn from(number: i64) -> Self {
+        Self(number)
+    }
+}
+
+/// One layer and what it stands on.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    /// Its name.
+    pub id: TreeId,
+    /// The tree below.
+    pub parent: TreeId,
+    /// Diff directories of this layer alone, top first; none if the step changed nothing.
+    pub dirs: Vec<PathBuf>,
+    /// Digest of the layer's tar, once made.
+    pub diff_id: Option<Digest>,
+    /// Chain ID, once the diff IDs up to here are known.
+    pub chain_id: Option<Digest>,
+    /// Digest of the changes and everything below, once computed.
+    pub content: Option<[u8; 32]>,
+    /// When it was made, in milliseconds since 1970.
+    pub created: i64,
+}
+
+/// What is known of a layer when it is published.
+#[derive(Clone, Debug, Default)]
+pub struct NewTree {
+    /// The tree below; none for the bottom.
+    pub parent: Option<TreeId>,
+    /// Diff directories of an older layer that this one stands on (delta), top first.
+    pub reuse: Vec<String>,
+    /// Diff ID, where the layer was unpacked from a tar.
+    pub diff_id: Option<Digest>,
+    /// Digest of the files, where it was taken in passing.
+    pub content: Option<[u8; 32]>,
+}
+
+const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, content, created";
+
+impl Store {
+    /// Publishes the directory `fs` inside `staging` as a layer. With `None` the layer has no files.
+    ///
+    /// An equal chain that another process published meanwhile is taken instead.
+    pub fn add_tree(&self, staging: Option<Staging>, new: &NewTree) -> Result<TreeId, StoreError> {
+        let mut names = Vec::new();
+        if let Some(staging) = staging {
+            let name = self.new_name();
+            let to = self.root().join("trees").join(&name);
+            let from = staging.into_path();
+            fs::rename(&from, &to).at("publish", &from)?;
+            names.push(name);
+        }
+        names.extend(new.reuse.iter().cloned());
+        let parent = new.parent.unwrap_or(TreeId::EMPTY);
+        let below = match parent {
+            TreeId::EMPTY => None,
+            parent => self.tree(parent)?.chain_id,
+        };
+        let known = (parent == TreeId::EMPTY || below.is_some()).then_some(new.diff_id).flatten();
+        let chain_id = known.map(|diff_id| Digest::chain(below, diff_id));
+        let now = now_ms();
+        let db = self.db();
+        let inserted = db.execute(
+            "INSERT OR IGNORE INTO trees (parent, dirs, chain_id, diff_id, content, created, last_used, epoch)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)",
+            params![parent.0, names.join(" "), bytes(chain_id), bytes(new.diff_id), new.content, now, self.epoch()],
+        )?;
+        let id = db.last_insert_rowid();
+        drop(db);
+        match chain_id {
+            Some(chain_id) if inserted == 0 => {
+                names.iter().try_for_each(|n| self.discard(&self.root().join("trees").join(n)))?;
+                self.tree_by_chain(chain_id)?.ok_or_else(|| StoreError::Missing(format!("the layer {chain_id}")))
+            }
+            _ => Ok(TreeId(id)),
+        }
+    }
+
+    /// The row of a tree.
+    pub fn tree(&self, id: TreeId) -> Result<Tree, StoreError> {
+        let db = self.db();
+        let mut query = db.prepare_cached(&format!("SELECT {COLUMNS} FROM trees WHERE id=?1"))?;
+        let row = query.query_row([id.0], |row| self.read_tree(row)).optional()?;
+        row.ok_or_else(|| StoreError::Missing(format!("the tree {}", id.0)))
+    }
+
+    /// All layers of a tree, the lowest first; empty for [`TreeId::EMPTY`].
+    pub fn layers(&self, id: TreeId) -> Result<Vec<Tree>, StoreError> {
+        let mut layers = Vec::new();
+        let mut next = id;
+        while next != TreeId::EMPTY {
+            let tree = self.tree(next)?;
+            next = tree.parent;
+            layers.push(tree);
+        }
+        layers.reverse();
+        Ok(layers)
+    }
+
+    /// All diff directories of a tree, top first, those without entries left out where that is known.
+    pub fn dirs(&self, id: TreeId) -> Result<Vec<PathBuf>, StoreError> {
+        Ok(self.layers(id)?.into_iter().rev().flat_map(|t| t.dirs).collect())
+    }
+
+    /// Finds a layer by its chain ID and marks it as used.
+    pub fn tree_by_chain(&self, chain_id: Digest) -> Result<Option<TreeId>, StoreError> {
+        let db = self.db();
+        let mut query = db.prepare_cached("UPDATE trees SET last_used=?2 WHERE chain_id=?1 RETURNING id")?;
+        Ok(query.query_row(params![chain_id.as_bytes(), now_ms()], |row| row.get(0).map(TreeId)).optional()?)
+    }
+
+    /// Remembers the diff ID of a layer, and the chain ID where it follows.
+    pub fn set_diff_id(&self, id: TreeId, diff_id: Digest) -> Result<(), StoreError> {
+        let tree = self.tree(id)?;
+        let below = match tree.parent {
+            TreeId::EMPTY => None,
+            parent => Some(self.tree(parent)?.chain_id),
+        };
+        let chain_id = match below {
+            None => Some(Digest::chain(None, diff_id)),
+            Some(below) => below.map(|b| Digest::chain(Some(b), diff_id)),
+        };
+        let db = self.db();
+        // Another tree may have the same chain already: then this one stays without.
+        db.execute("UPDATE trees SET diff_id=?2 WHERE id=?1", params![id.0, diff_id.as_bytes()])?;
+        db.execute("UPDATE OR IGNORE trees SET chain_id=?2 WHERE id=?1", params![id.0, bytes(chain_id)])?;
+        Ok(())
+    }
+
+    /// Remembers the content digest of a tree.
+    pub fn set_content(&self, id: TreeId, content: [u8; 32]) -> Result<(), StoreError> {
+        self.db().execute("UPDATE trees SET content=?2 WHERE id=?1", params![id.0, content])?;
+        Ok(())
+    }
+
+    fn read_tree(&self, row: &Row<'_>) -> rusqlite::Result<Tree> {
+        let dirs: String = row.get(2)?;
+        let place = |name: &str| self.root().join("trees").join(name).join("fs");
+        Ok(Tree {
+            id: TreeId(row.get(0)?),
+            parent: TreeId(row.get(1)?),
+            dirs: dirs.split_ascii_whitespace().map(place).collect(),
+            diff_id: row.get::<_, Option<[u8; 32]>>(3)?.map(Digest::from_bytes),
+            chain_id: row.get::<_, Option<[u8; 32]>>(4)?.map(Digest::from_bytes),
+            content: row.get(5)?,
+            created: row.get(6)?,
+        })
+    }
+}
+
+fn bytes(digest: Option<Digest>) -> Option<[u8; 32]> {
+    digest.map(|d| *d.as_bytes())
+}

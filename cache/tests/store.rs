@@ -1,0 +1,120 @@
+//! The store as its users see it.
+
+use std::fs;
+use std::io::Write;
+use xbuild_cache::{NewRecord, NewTree, Packing, PruneFilter, Store, StoreError, TreeId};
+use xbuild_oci::Digest;
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("root")).unwrap();
+    (dir, store)
+}
+
+fn tree(store: &Store, parent: Option<TreeId>, text: &str) -> TreeId {
+    let staging = store.staging().unwrap();
+    fs::create_dir(staging.path().join("fs")).unwrap();
+    fs::write(staging.path().join("fs/file"), text).unwrap();
+    store.add_tree(Some(staging), &NewTree { parent, ..NewTree::default() }).unwrap()
+}
+
+fn record(store: &Store, key: u8, tree: TreeId) {
+    let new = NewRecord {
+        key: [key; 32],
+        op: [1; 32],
+        result_key: None,
+        inputs: "[]",
+        tree,
+        description: "RUN true",
+        duration_ms: 1,
+    };
+    store.add_record(&new).unwrap();
+}
+
+#[test]
+fn records_find_trees_again_after_reopening() {
+    let (dir, store) = store();
+    let base = tree(&store, None, "base");
+    let top = tree(&store, Some(base), "top");
+    record(&store, 7, top);
+    drop(store);
+    let store = Store::open(&dir.path().join("root")).unwrap();
+    let found = store.find_record(&[7; 32]).unwrap().unwrap();
+    assert_eq!(found.tree, top);
+    let dirs = store.dirs(top).unwrap();
+    let texts: Vec<_> = dirs.iter().map(|d| fs::read_to_string(d.join("file")).unwrap()).collect();
+    assert_eq!(texts, ["top", "base"]);
+    assert!(store.find_record(&[8; 32]).unwrap().is_none());
+}
+
+#[test]
+fn prune_spares_what_a_live_session_made_and_what_images_hold() {
+    let (dir, store) = store();
+    let base = tree(&store, None, "base");
+    record(&store, 1, base);
+    let other = Store::open(&dir.path().join("root")).unwrap();
+    let made = tree(&store, Some(base), "made while the other lives");
+    record(&store, 2, made);
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    store.prune(&PruneFilter { all: true, ..PruneFilter::default() }).unwrap();
+    assert!(store.find_record(&[2; 32]).unwrap().is_some(), "made after the other session began");
+    assert!(store.tree(base).is_ok(), "something stands on it");
+    drop(other);
+    let kept = tree(&store, None, "kept");
+    let manifest = store.put_blob(br#"{"schemaVersion":2,"config":{"digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#).unwrap();
+    store.set_manifest_tree(manifest, kept).unwrap();
+    store.name_image(&["a:1".to_owned()], manifest).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    let pruned = store.prune(&PruneFilter { all: true, ..PruneFilter::default() }).unwrap();
+    assert!(pruned.entries.contains(&format!("tree-{}", made.number())), "{pruned:?}");
+    assert!(store.tree(made).is_err() && store.tree(base).is_err());
+    assert!(store.tree(kept).is_ok());
+    assert_eq!(store.check(false).unwrap(), []);
+}
+
+#[test]
+fn a_blob_with_another_digest_leaves_nothing() {
+    let (_dir, store) = store();
+    let mut writer = store.write_blob().unwrap();
+    writer.write_all(b"bytes").unwrap();
+    let wrong = Digest::of(b"other");
+    assert!(matches!(writer.finish(Some(wrong)), Err(StoreError::Digest { .. })));
+    assert_eq!(store.has_blob(wrong).unwrap(), None);
+    let digest = store.put_blob(b"bytes").unwrap();
+    store.remember_packing(wrong, Packing::Gzip(6), digest, 5).unwrap();
+    assert_eq!(store.packed(wrong, Packing::Gzip(6)).unwrap(), Some((digest, 5)));
+    assert_eq!(store.packed(wrong, Packing::Gzip(9)).unwrap(), None);
+    assert_eq!(store.read_blob(digest).unwrap(), b"bytes");
+}
+
+#[test]
+fn check_names_and_repairs_damage() {
+    let (dir, store) = store();
+    let made = tree(&store, None, "x");
+    record(&store, 1, made);
+    let digest = store.put_blob(b"bytes").unwrap();
+    fs::write(store.blob_path(digest), b"other").unwrap();
+    fs::remove_dir_all(&store.dirs(made).unwrap()[0]).unwrap();
+    assert_eq!(store.check(false).unwrap().len(), 2);
+    store.check(true).unwrap();
+    assert!(store.find_record(&[1; 32]).unwrap().is_none());
+    drop(store);
+    assert_eq!(Store::open(&dir.path().join("root")).unwrap().check(false).unwrap().len(), 0);
+}
+
+#[test]
+fn another_format_is_refused() {
+    let (dir, store) = store();
+    drop(store);
+    fs::write(dir.path().join("root/FORMAT"), "xbuild-store 99\n").unwrap();
+    assert!(matches!(Store::open(&dir.path().join("root")), Err(StoreError::Format { .. })));
+}
+
+#[test]
+fn a_lock_is_for_one_at_a_time() {
+    let (_dir, store) = store();
+    let held = store.try_lock("step-x").unwrap();
+    assert!(held.is_some() && store.try_lock("step-x").unwrap().is_none());
+    drop(held);
+    assert!(store.lock("step-x", &|| false).unwrap().is_some());
+}

@@ -1,0 +1,374 @@
+//! The walk of one build.
+
+use crate::context::{self, Contexts, LocalContext, Named};
+use crate::event::{EventKind, Events, Sink, StepId};
+use crate::export::{self, Built, Exported, Exporter};
+use crate::image::Images;
+use crate::net::Net;
+use crate::request::{NoCache, Request};
+use crate::resolver::BuildResolver;
+use crate::worker::{BuildWorker, Output};
+use crate::{EngineError, StepError, network, provenance, push};
+use serde_json::json;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use xbuild_cache::{Store, TreeId};
+use xbuild_frontend::{self as frontend, Diagnostic, Entitlement, Parsed, Plan, SourceFile};
+use xbuild_graph::{Graph, LocalSource, Op, Platform, SourceOp, VertexId};
+use xbuild_oci::Digest;
+use xbuild_registry::Credentials;
+use xbuild_runner::Launcher;
+use xbuild_solver::{Cancel, Limits, SolveError, Status};
+
+/// Name of the main context in graphs.
+const MAIN: &str = "context";
+
+/// Builds on one store. What a build does not need (network client, sandbox helper) is not set up.
+pub struct Engine {
+    store: Arc<Store>,
+    runtime: tokio::runtime::Runtime,
+    launcher: OnceLock<Arc<Launcher>>,
+    net: Arc<Net>,
+    clock: fn() -> (i64, u32),
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// What a build gave.
+#[derive(Clone, Debug, Default)]
+pub struct Response {
+    /// Digest of the configuration, or of the index for several platforms.
+    pub image_id: Option<Digest>,
+    /// For `--metadata-file`.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Findings of the build checks, rendered.
+    pub warnings: Vec<String>,
+}
+
+/// A Dockerfile with its text and tree.
+pub(crate) struct Loaded {
+    pub(crate) source: SourceFile,
+    pub(crate) parsed: Parsed,
+    pub(crate) context: LocalContext,
+}
+
+impl Engine {
+    /// Opens the store at `root`. `clock` gives seconds and nanoseconds since 1970.
+    pub fn open(root: &Path, docker_config: Option<&Path>, clock: fn() -> (i64, u32)) -> Result<Self, EngineError> {
+        let store = Arc::new(Store::open(root)?);
+        let credentials = match docker_config {
+            Some(directory) => Credentials::load(directory).map_err(xbuild_registry::RegistryError::from)?,
+            None => Credentials::default(),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .thread_name("xbuild")
+            .build()
+            .map_err(|e| EngineError::Internal(format!("no threads: {e}")))?;
+        Ok(Self { store, runtime, launcher: OnceLock::new(), net: Arc::new(Net::new(credentials)), clock })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(crate) fn net(&self) -> &Net {
+        &self.net
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
+    pub(crate) fn images(&self) -> Images<'_> {
+        Images { store: &self.store, net: &self.net, runtime: self.runtime.handle() }
+    }
+
+    /// The sandbox launcher; its helper starts with the first process.
+    pub(crate) fn launcher(&self) -> Result<Arc<Launcher>, EngineError> {
+        if let Some(launcher) = self.launcher.get() {
+            return Ok(launcher.clone());
+        }
+        let launcher = Arc::new(Launcher::new()?);
+        Ok(self.launcher.get_or_init(|| launcher).clone())
+    }
+
+    pub(crate) fn now(&self) -> String {
+        let (seconds, nanos) = (self.clock)();
+        crate::time::rfc3339(seconds, nanos)
+    }
+
+    /// Reads and parses the Dockerfile of a request.
+    pub(crate) fn load(&self, request: &Request, events: &Events) -> Result<Loaded, EngineError> {
+        let main = events.step("[internal] load build definition from Dockerfile", |_| {
+            context::load(request, &self.store, self.runtime(), &self.net)
+        })?;
+        let source = SourceFile::new(&main.dockerfile.name, main.dockerfile.bytes);
+        let parsed = frontend::parse(&source);
+        Ok(Loaded { source, parsed, context: main.context })
+    }
+
+    /// Answers the frontend's questions; named contexts that the Dockerfile uses are added to `contexts`.
+    pub(crate) fn resolver<'a>(
+        &'a self,
+        request: &Request,
+        loaded: &Loaded,
+        contexts: &'a Mutex<Contexts>,
+        events: &'a Events,
+    ) -> Result<BuildResolver<'a>, EngineError> {
+        let named = request.named_contexts.iter().map(|(name, value)| Ok((name.clone(), Named::parse(value)?)));
+        Ok(BuildResolver {
+            images: self.images(),
+            events,
+            named: named.collect::<Result<_, EngineError>>()?,
+            contexts,
+            main: LocalSource { name: MAIN.into(), excludes: loaded.context.excludes.clone() },
+            fresh: request.pull,
+        })
+    }
+
+    /// Builds, and writes the outputs.
+    pub fn build(&self, request: &Request, sink: Arc<Sink>, cancel: &Cancel) -> Result<Response, EngineError> {
+        let events = Events::new(sink);
+        let started = self.now();
+        let loaded = self.load(request, &events)?;
+        let contexts = Mutex::new(Contexts::default());
+        let lowered = {
+            let resolver = self.resolver(request, &loaded, &contexts, &events)?;
+            frontend::lower(&loaded.parsed, &options(request), &resolver)
+        };
+        let plan = lowered.map_err(|d| rendered(&d, &loaded.source))?;
+        let mut contexts = contexts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Loaded { source, context, .. } = loaded;
+        contexts.0.insert(MAIN.into(), context);
+        let warnings = self.warn(&plan, &source, &events);
+        let graph = Arc::new(plan.graph);
+        let targets: Vec<VertexId> = plan.images.iter().filter_map(|i| i.result.map(|e| e.vertex)).collect();
+        let outputs = self.solve(request, &graph, &targets, contexts, &source, &events, cancel)?;
+        let mut outputs = outputs.into_iter();
+        let statement = export::wants_provenance(request)
+            .then(|| provenance::predicate(request, &graph, source.name(), &started, &self.now()));
+        let mut built = Vec::new();
+        for image in plan.images {
+            let tree = match image.result.and_then(|_| outputs.next()) {
+                Some(Output::Tree(tree)) => tree,
+                Some(Output::Local(_)) => {
+                    return Err(EngineError::Internal("a result is a client's directory".into()));
+                }
+                None => TreeId::EMPTY,
+            };
+            let mut config = image.config;
+            self.stamp(&mut config, tree, request)?;
+            built.push(Built { platform: image.platform, tree, config, provenance: statement.clone() });
+        }
+        let mut response = self.export(request, &built, &events)?;
+        response.warnings = warnings;
+        Ok(response)
+    }
+
+    fn warn(&self, plan: &Plan, source: &SourceFile, events: &Events) -> Vec<String> {
+        plan.warnings
+            .iter()
+            .map(|w| frontend::render_plain(w, source))
+            .inspect(|text| {
+                let step = events.name("[internal] check build definition");
+                let short = text.lines().next().unwrap_or_default().to_owned();
+                events.send(step, EventKind::Warning { text: text.clone(), short });
+            })
+            .collect()
+    }
+
+    /// Creation times: SOURCE_DATE_EPOCH, or those of the layers, so that a cached build gives the same image again.
+    fn stamp(&self, config: &mut xbuild_oci::ImageConfig, tree: TreeId, request: &Request) -> Result<(), EngineError> {
+        if let Some(epoch) = request.source_date_epoch {
+            let epoch = crate::time::rfc3339(epoch, 0);
+            let ours = config.history.iter_mut().filter(|h| h.created.is_none() && h.comment.starts_with("buildkit."));
+            ours.for_each(|h| h.created = Some(epoch.clone()));
+            config.created = Some(epoch);
+            return Ok(());
+        }
+        let layers = self.store.layers(tree)?;
+        let mut layers = layers.iter();
+        let mut last = config.created.take();
+        for step in &mut config.history {
+            let made = if step.empty_layer { None } else { layers.next() };
+            if step.created.is_none() && step.comment.starts_with("buildkit.") {
+                let made = made.map(|l| {
+                    crate::time::rfc3339(l.created.div_euclid(1000), l.created.rem_euclid(1000) as u32 * 1_000_000)
+                });
+                step.created = made.or_else(|| last.clone());
+            }
+            last = step.created.clone().or(last);
+        }
+        config.created = Some(last.unwrap_or_else(|| self.now()));
+        Ok(())
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a different thing that one solve needs, and all come from `build`"
+    )]
+    fn solve(
+        &self,
+        request: &Request,
+        graph: &Arc<Graph>,
+        targets: &[VertexId],
+        contexts: Contexts,
+        source: &SourceFile,
+        events: &Events,
+        cancel: &Cancel,
+    ) -> Result<Vec<Output>, EngineError> {
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut steps = vec![StepId(0); graph.bound()];
+        for id in graph.in_order() {
+            steps[id.index()] = events.name(&graph[id].meta.name);
+        }
+        let worker = Arc::new(BuildWorker {
+            store: self.store.clone(),
+            net: self.net.clone(),
+            runtime: self.runtime.handle().clone(),
+            launcher: self.launcher()?,
+            contexts,
+            secrets: request.secrets.clone(),
+            ssh: request.ssh.clone(),
+            events: events.clone(),
+            steps: steps.clone(),
+            tails: Mutex::default(),
+            locals: Mutex::default(),
+            indexes: Mutex::default(),
+            network: network::Settings::of_host(),
+            epoch: request.source_date_epoch,
+        });
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let execs = if request.max_parallelism == 0 { (cores * 2).max(16) } else { request.max_parallelism };
+        let report = {
+            let (graph, events, steps) = (graph.clone(), events.clone(), steps);
+            move |id: VertexId, status: Status| {
+                let local = matches!(graph[id].op, Op::Source(SourceOp::Local(_)));
+                let kind = match status {
+                    Status::Started => EventKind::Started,
+                    Status::Cached if local => return,
+                    Status::Cached => EventKind::Cached,
+                    Status::Finished => EventKind::Done,
+                    Status::Failed => EventKind::Failed("failed".into()),
+                    Status::Cancelled => EventKind::Cancelled,
+                };
+                events.send(steps[id.index()], kind);
+            }
+        };
+        let solved = self.runtime.block_on(xbuild_solver::solve(
+            graph.clone(),
+            targets,
+            worker.clone(),
+            Limits { execs },
+            cancel.clone(),
+            &report,
+        ));
+        worker.save_indexes();
+        solved.map_err(|error| match error {
+            SolveError::Cancelled => EngineError::Cancelled,
+            SolveError::Internal(why) => EngineError::Internal(why),
+            SolveError::Failed { vertex, error } => step_error(graph, vertex, error, &worker, source),
+        })
+    }
+
+    fn export(&self, request: &Request, built: &[Built], events: &Events) -> Result<Response, EngineError> {
+        let pusher = push::Pusher { net: self.net(), runtime: self.runtime(), store: &self.store, events };
+        let exporter = Exporter { store: &self.store, request, built, events, pusher };
+        let mut response = Response::default();
+        for output in &request.outputs {
+            let exported = exporter.write(output)?;
+            if exported.digest.is_some() {
+                describe(&mut response, &exported)?;
+            }
+        }
+        Ok(response)
+    }
+}
+
+/// Fills in what `--metadata-file` and `--iidfile` hold.
+fn describe(response: &mut Response, exported: &Exported) -> Result<(), EngineError> {
+    let Some(root) = &exported.digest else {
+        return Ok(());
+    };
+    response.image_id = Some(exported.config.unwrap_or(root.digest()));
+    let metadata = &mut response.metadata;
+    if let Some(config) = exported.config {
+        metadata.insert("containerimage.config.digest".into(), json!(config));
+    }
+    metadata.insert("containerimage.descriptor".into(), json!(root.descriptor));
+    metadata.insert("containerimage.digest".into(), json!(root.digest()));
+    if !exported.names.is_empty() {
+        metadata.insert("image.name".into(), json!(exported.names.join(",")));
+    }
+    Ok(())
+}
+
+/// The request in the frontend's words.
+pub(crate) fn options(request: &Request) -> frontend::Options {
+    let platforms = if request.platforms.is_empty() { vec![Platform::host()] } else { request.platforms.clone() };
+    frontend::Options {
+        target: request.target.clone(),
+        build_args: request.build_args.clone(),
+        labels: request.labels.clone(),
+        platforms,
+        build_platform: Platform::host(),
+        no_cache: match &request.no_cache {
+            NoCache::None => frontend::NoCache::None,
+            NoCache::All => frontend::NoCache::All,
+            NoCache::Stages(stages) => frontend::NoCache::Stages(stages.clone()),
+        },
+        network: request.network,
+        allow: request.allow.iter().filter_map(|a| entitlement(a)).collect(),
+        extra_hosts: request.extra_hosts.clone(),
+        shm_size: request.shm_size,
+        ulimits: request.ulimits.clone(),
+        cgroup_parent: request.cgroup_parent.clone(),
+        ..frontend::Options::new(Platform::host())
+    }
+}
+
+fn entitlement(name: &str) -> Option<Entitlement> {
+    match name {
+        "network.host" => Some(Entitlement::NetworkHost),
+        "security.insecure" => Some(Entitlement::SecurityInsecure),
+        _ => None,
+    }
+}
+
+pub(crate) fn rendered(diagnostics: &[Diagnostic], source: &SourceFile) -> EngineError {
+    EngineError::Dockerfile(diagnostics.iter().map(|d| frontend::render_plain(d, source)).collect())
+}
+
+/// Adds step, place and the last output to what went wrong.
+fn step_error(
+    graph: &Graph,
+    vertex: VertexId,
+    error: EngineError,
+    worker: &BuildWorker,
+    source: &SourceFile,
+) -> EngineError {
+    let meta = &graph[vertex].meta;
+    let tails = worker.tails.lock().unwrap_or_else(PoisonError::into_inner);
+    let tail = tails.get(&vertex.index()).map(|t| String::from_utf8_lossy(t).into_owned()).unwrap_or_default();
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    EngineError::Step(Box::new(StepError {
+        step: meta.name.clone(),
+        message,
+        tail: tail.lines().map(str::to_owned).collect(),
+        excerpt: meta.span.map(|span| frontend::excerpt(span, source)).unwrap_or_default(),
+    }))
+}

@@ -1,0 +1,80 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a build did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The Dockerfile is wrong; each text is rendered with place and excerpt.
+    #[error("{}", .0.join("\n"))]
+    Dockerfile(Vec<String>),
+    /// A step failed.
+    #[error(transparent)]
+    Step(Box<StepError>),
+    /// A context or base cannot be had.
+    #[error("{0}")]
+    Source(String),
+    /// A file operation failed.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] xbuild_cache::StoreError),
+    /// Files of a tree could not be read or written.
+    #[error(transparent)]
+    Tree(#[from] xbuild_cache::tree::TreeError),
+    /// The registry failed.
+    #[error(transparent)]
+    Registry(#[from] xbuild_registry::RegistryError),
+    /// The export failed.
+    #[error(transparent)]
+    Export(#[from] xbuild_exporter::ExportError),
+    /// A process of a step failed.
+    #[error("process \"{}\" did not complete successfully: {}", .0.command, .0.why)]
+    Process(StepFailure),
+    /// The sandbox could not be set up.
+    #[error(transparent)]
+    Sandbox(#[from] xbuild_runner::SandboxError),
+    /// Ctrl-C.
+    #[error("the build was cancelled")]
+    Cancelled,
+    /// A bug.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// A failed step, with all that helps to see why.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to solve: {message}")]
+pub struct StepError {
+    /// Name of the step.
+    pub step: String,
+    /// One sentence.
+    pub message: String,
+    /// The last lines of its output.
+    pub tail: Vec<String>,
+    /// Place and excerpt in the Dockerfile.
+    pub excerpt: String,
+}
+
+/// How a process of a step failed.
+#[derive(Clone, Debug)]
+pub struct StepFailure {
+    /// Its command line.
+    pub command: String,
+    /// `exit code: 1`.
+    pub why: String,
+}
+
+impl EngineError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io { action, path: path.to_owned(), source: source.into() }
+    }
+}

@@ -1,0 +1,364 @@
+//! Images of the store: what they are, and bringing them in and out.
+
+use crate::event::{Events, Sink};
+use crate::export::StoreLayers;
+use crate::{Engine, EngineError, push};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use xbuild_cache::tree::{self, Limits, Marks};
+use xbuild_cache::{Tree, TreeId};
+use xbuild_exporter::image::{Bundle, Image};
+use xbuild_exporter::layers::Layer;
+use xbuild_exporter::{Content, Item, archive};
+use xbuild_graph::Platform;
+use xbuild_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, MediaType, Reference};
+
+/// A line of `images`.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Full name with tag.
+    pub name: String,
+    /// Digest of the configuration of the host's platform, or of the first one.
+    pub id: Digest,
+    /// Digest of manifest or index.
+    pub target: Digest,
+    /// When it was made, RFC 3339.
+    pub created: Option<String>,
+    /// When it was last named, in milliseconds since 1970.
+    pub updated: i64,
+    /// Bytes of its files.
+    pub size: u64,
+}
+
+/// A line of `history`.
+#[derive(Clone, Debug)]
+pub struct HistoryLine {
+    /// When, RFC 3339.
+    pub created: String,
+    /// The instruction.
+    pub created_by: String,
+    /// Bytes of the layer's files; 0 without a layer.
+    pub size: u64,
+    /// Remark.
+    pub comment: String,
+}
+
+/// A manifest of the store with its parsed parts.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) target: Digest,
+    pub(crate) digest: Digest,
+    pub(crate) manifest: Manifest,
+    pub(crate) config: ImageConfig,
+}
+
+impl Engine {
+    /// All images, the last named first.
+    pub fn list(&self) -> Result<Vec<Summary>, EngineError> {
+        let sizes = self.tree_sizes()?;
+        let mut list = Vec::new();
+        for image in self.store().images()? {
+            let found = self.find_target(&image.name, image.target, &Platform::host())?;
+            let tree = self.tree_of(&found)?;
+            let layers = self.store().layers(tree)?;
+            let size = layers.iter().map(|l| sizes.get(&l.id).copied().unwrap_or(0)).sum();
+            let (id, created) = (found.manifest.config.digest, found.config.created);
+            list.push(Summary { name: image.name, id, target: image.target, created, updated: image.updated, size });
+        }
+        Ok(list)
+    }
+
+    fn tree_sizes(&self) -> Result<std::collections::HashMap<TreeId, u64>, EngineError> {
+        let number = |id: &str| id.strip_prefix("tree-")?.parse::<i64>().ok().map(TreeId::from);
+        Ok(self.store().usage()?.into_iter().filter_map(|u| Some((number(&u.id)?, u.size))).collect())
+    }
+
+    /// Whether a name or ID is that of an image of the store.
+    pub fn has_image(&self, name: &str) -> Result<bool, EngineError> {
+        match self.find(name, &Platform::host()) {
+            Ok(_) => Ok(true),
+            Err(EngineError::Source(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds an image by name, or by (the first digits of) its ID.
+    pub(crate) fn find(&self, name: &str, platform: &Platform) -> Result<(Vec<String>, Found), EngineError> {
+        let missing = || EngineError::Source(format!("No such image: {name}"));
+        let reference: Option<Reference> = name.parse().ok();
+        if let Some(image) = reference.and_then(|r| self.store().image(&r.to_string()).transpose()).transpose()? {
+            let found = self.find_target(name, image.target, platform)?;
+            return Ok((vec![image.name], found));
+        }
+        let wanted = name.trim_start_matches("sha256:");
+        if wanted.len() < 4 || !wanted.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(missing());
+        }
+        let mut matches: Option<(Vec<String>, Found)> = None;
+        for image in self.store().images()? {
+            let found = self.find_target(&image.name, image.target, platform)?;
+            let same = found.manifest.config.digest.hex().starts_with(wanted) || image.target.hex().starts_with(wanted);
+            match &mut matches {
+                Some((names, first)) if same && first.digest == found.digest => names.push(image.name),
+                Some(_) if same => {
+                    return Err(EngineError::Source(format!("several images have an ID that begins with {wanted}")));
+                }
+                None if same => matches = Some((vec![image.name], found)),
+                _ => {}
+            }
+        }
+        matches.ok_or_else(missing)
+    }
+
+    fn find_target(&self, name: &str, target: Digest, platform: &Platform) -> Result<Found, EngineError> {
+        let mut digest = target;
+        loop {
+            match Document::parse(&self.store().read_blob(digest)?, "")
+                .map_err(|e| EngineError::Source(format!("{name}: {e}")))?
+            {
+                Document::Index(index) => {
+                    let real = |d: &&Descriptor| d.platform.as_ref().is_none_or(|p| p.os != "unknown");
+                    let fits = |d: &&Descriptor| {
+                        let own =
+                            d.platform.as_ref().map(|p| Platform::new(&p.os, &p.architecture, p.variant.as_deref()));
+                        own.is_none_or(|own| platform.accepts(&own).is_some())
+                    };
+                    let mut manifests = index.manifests.iter().filter(real);
+                    let chosen = manifests.clone().find(fits).or_else(|| manifests.next());
+                    digest =
+                        chosen.ok_or_else(|| EngineError::Source(format!("{name}: an index without images")))?.digest;
+                }
+                Document::Manifest(manifest) => {
+                    let config = self.store().read_blob(manifest.config.digest)?;
+                    let config =
+                        serde_json::from_slice(&config).map_err(|e| EngineError::Source(format!("{name}: {e}")))?;
+                    return Ok(Found { target, digest, manifest, config });
+                }
+            }
+        }
+    }
+
+    /// The files of an image of the store.
+    pub(crate) fn tree_of(&self, found: &Found) -> Result<TreeId, EngineError> {
+        if let Some(tree) = self.store().manifest_tree(found.digest)? {
+            return Ok(tree);
+        }
+        let chain = found.config.rootfs.diff_ids.iter().fold(None, |below, id| Some(Digest::chain(below, *id)));
+        let Some(chain) = chain else {
+            return Ok(TreeId::EMPTY);
+        };
+        let tree = self.store().tree_by_chain(chain)?;
+        tree.ok_or_else(|| EngineError::Source(format!("the files of {} are not unpacked", found.digest)))
+    }
+
+    /// What `inspect` shows, in docker's form.
+    pub fn inspect(&self, name: &str) -> Result<Value, EngineError> {
+        let (_, found) = self.find(name, &Platform::host())?;
+        let names: Vec<String> =
+            self.store().images()?.into_iter().filter(|i| i.target == found.target).map(|i| i.name).collect();
+        let tags: Vec<String> =
+            names.iter().filter_map(|n| n.parse::<Reference>().ok()).map(|r| r.familiar()).collect();
+        let digests: Vec<String> =
+            tags.iter().filter_map(|t| Some(format!("{}@{}", t.rsplit_once(':')?.0, found.target))).collect();
+        let sizes = self.tree_sizes()?;
+        let layers = self.store().layers(self.tree_of(&found)?)?;
+        let size: u64 = layers.iter().map(|l| sizes.get(&l.id).copied().unwrap_or(0)).sum();
+        let config = &found.config;
+        Ok(json!({
+            "Id": found.manifest.config.digest,
+            "RepoTags": tags,
+            "RepoDigests": digests,
+            "Comment": config.history.last().map(|h| h.comment.clone()).unwrap_or_default(),
+            "Created": config.created,
+            "Author": config.author.clone().unwrap_or_default(),
+            "Architecture": config.architecture,
+            "Variant": config.variant,
+            "Os": config.os,
+            "Size": size,
+            "Config": config.config,
+            "RootFS": {"Type": "layers", "Layers": config.rootfs.diff_ids},
+            "Descriptor": {"mediaType": found.manifest.media_type, "digest": found.digest},
+        }))
+    }
+
+    /// What `history` shows, the last step first.
+    pub fn history(&self, name: &str) -> Result<Vec<HistoryLine>, EngineError> {
+        let (_, found) = self.find(name, &Platform::host())?;
+        let sizes = self.tree_sizes()?;
+        let layers: Vec<Tree> = self.store().layers(self.tree_of(&found)?)?;
+        let mut layers = layers.iter();
+        let mut lines = Vec::new();
+        for step in &found.config.history {
+            let size =
+                if step.empty_layer { 0 } else { layers.next().and_then(|l| sizes.get(&l.id).copied()).unwrap_or(0) };
+            lines.push(HistoryLine {
+                created: step.created.clone().unwrap_or_default(),
+                created_by: step.created_by.clone(),
+                size,
+                comment: step.comment.clone(),
+            });
+        }
+        lines.reverse();
+        Ok(lines)
+    }
+
+    /// Gives an image another name.
+    pub fn tag(&self, from: &str, to: &str) -> Result<(), EngineError> {
+        let (_, found) = self.find(from, &Platform::host())?;
+        Ok(self.store().name_image(&[to.to_owned()], found.target)?)
+    }
+
+    /// Removes a name, or with an ID all names; returns what was said of it.
+    pub fn remove(&self, name: &str, force: bool) -> Result<Vec<String>, EngineError> {
+        let (names, found) = self.find(name, &Platform::host())?;
+        if names.len() > 1 && !force {
+            return Err(EngineError::Source(format!("{name} has several names ({}); use --force", names.join(", "))));
+        }
+        let mut said = Vec::new();
+        for name in names {
+            self.store().forget_image(&name)?;
+            said.push(format!("Untagged: {}", name.parse::<Reference>().map_or(name.clone(), |r| r.familiar())));
+        }
+        if !self.store().images()?.iter().any(|i| i.target == found.target) {
+            said.push(format!("Deleted: {}", found.manifest.config.digest));
+        }
+        Ok(said)
+    }
+
+    /// Writes images as one archive that `docker load` and every OCI tool read.
+    pub fn save(&self, names: &[String], out: &mut dyn Write) -> Result<(), EngineError> {
+        let [name] = names else {
+            return Err(EngineError::Source(
+                "several images in one archive are not there yet: save them one by one".into(),
+            ));
+        };
+        let (full, found) = self.find(name, &Platform::host())?;
+        let bundle = self.bundle_of(&found)?;
+        Ok(archive::write_tar(out, &bundle, &full, true, self.store(), &StoreLayers)?)
+    }
+
+    /// An image of the store as it can be exported: layers from blobs where they are, from trees elsewhere.
+    fn bundle_of(&self, found: &Found) -> Result<Bundle, EngineError> {
+        let trees = self.store().layers(self.tree_of(found)?)?;
+        let mut layers = Vec::new();
+        for (n, (descriptor, diff_id)) in found.manifest.layers.iter().zip(&found.config.rootfs.diff_ids).enumerate() {
+            let content = match (self.store().has_blob(descriptor.digest)?, trees.get(n)) {
+                (Some(_), _) => Content::File(self.store().blob_path(descriptor.digest)),
+                (None, Some(tree)) if descriptor.digest == *diff_id => Content::Layer { tree: tree.id, clamp: None },
+                _ => {
+                    return Err(EngineError::Source(format!("the layer {} is not in the store", descriptor.digest)));
+                }
+            };
+            layers.push(Layer { diff_id: *diff_id, item: Item { descriptor: descriptor.clone(), content } });
+        }
+        let bytes = |digest| self.store().read_blob(digest).map(Content::Bytes);
+        let manifest_bytes = self.store().read_blob(found.digest)?;
+        let media_type = match found.manifest.media_type.as_str() {
+            "" => MediaType::OCI_MANIFEST,
+            own => own,
+        };
+        let image = Image {
+            manifest: Item::of(media_type, manifest_bytes),
+            config: Item { descriptor: found.manifest.config.clone(), content: bytes(found.manifest.config.digest)? },
+            layers,
+            platform: Default::default(),
+            attached: Vec::new(),
+        };
+        Ok(Bundle { images: vec![image], index: None })
+    }
+
+    /// Fetches an image and unpacks it.
+    pub fn pull(&self, name: &str, platform: Option<&Platform>, sink: Arc<Sink>) -> Result<Digest, EngineError> {
+        let reference: Reference =
+            name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+        let platform = platform.cloned().unwrap_or_else(Platform::host);
+        let events = Events::new(sink);
+        let images = self.images();
+        let resolved = events.step(&format!("pulling {reference}"), |step| {
+            let resolved = images.resolve(name, &platform, true)?;
+            let tree = images.unpack(&resolved.source, &events, step)?;
+            let manifest: Digest =
+                resolved.source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;
+            self.store().set_manifest_tree(manifest, tree)?;
+            Ok::<_, EngineError>(manifest)
+        })?;
+        self.store().sync()?;
+        self.store().name_image(&[reference.to_string()], resolved)?;
+        Ok(resolved)
+    }
+
+    /// Sends an image of the store to the registry of its name.
+    pub fn push(&self, name: &str, sink: Arc<Sink>) -> Result<Digest, EngineError> {
+        let (names, found) = self.find(name, &Platform::host())?;
+        let name = names.first().cloned().unwrap_or_default();
+        let events = Events::new(sink);
+        let bundle = self.packed_bundle(&found)?;
+        let pusher = push::Pusher { net: self.net(), runtime: self.runtime(), store: self.store(), events: &events };
+        events.step(&format!("pushing {name}"), |step| pusher.push(&name, &bundle, step))?;
+        Ok(bundle.root().digest())
+    }
+
+    /// The image with its layers packed as registries expect them: as they came, or gzip.
+    fn packed_bundle(&self, found: &Found) -> Result<Bundle, EngineError> {
+        let trees = self.store().layers(self.tree_of(found)?)?;
+        let options = xbuild_exporter::layers::LayerOptions {
+            packing: xbuild_cache::Packing::Gzip(6),
+            force: false,
+            clamp: None,
+            oci: !found.manifest.media_type.contains("docker"),
+        };
+        if found.manifest.layers.iter().any(|l| !matches!(self.store().has_blob(l.digest), Ok(Some(_)))) {
+            let layers = xbuild_exporter::layers::prepare(self.store(), &StoreLayers, &trees, options)?;
+            let image = Image::new(found.config.clone(), layers, options.oci, &Default::default());
+            return Ok(Bundle::new(vec![image], options.oci, false, &Default::default()));
+        }
+        self.bundle_of(found)
+    }
+
+    /// Reads an archive of `save`, `docker save` or an OCI layout; returns the names it gave.
+    pub fn load_archive(&self, input: &mut dyn std::io::Read, sink: Arc<Sink>) -> Result<Vec<String>, EngineError> {
+        let staging = self.store().staging()?;
+        let layout = staging.path().join("layout");
+        std::fs::create_dir(&layout).map_err(|e| EngineError::io("make", &layout, e))?;
+        let none = || tree::View::layers::<&Path>(&[], Marks::Plain);
+        tree::unpack_layer(input, &layout, &none, Marks::Plain, Limits::default())?;
+        let events = Events::new(sink);
+        let index = layout.join("index.json");
+        if !index.is_file() {
+            return Err(EngineError::Source(
+                "the archive has no index.json; archives of docker before version 25 are not read: convert it with skopeo".into(),
+            ));
+        }
+        let bytes = std::fs::read(&index).map_err(|e| EngineError::io("read", &index, e))?;
+        let Ok(Document::Index(index)) = Document::parse(&bytes, "") else {
+            return Err(EngineError::Source("the archive's index.json is not an index".into()));
+        };
+        let mut names = Vec::new();
+        for entry in &index.manifests {
+            names.push(self.load_entry(&layout, entry, &events)?);
+        }
+        self.store().sync()?;
+        Ok(names)
+    }
+
+    fn load_entry(&self, layout: &Path, entry: &Descriptor, events: &Events) -> Result<String, EngineError> {
+        let images = self.images();
+        let resolved = images.resolve_layout(layout, Some(&entry.digest.to_string()), &Platform::host())?;
+        let tree = events.step("loading layers", |step| images.unpack(&resolved.source, events, step))?;
+        let manifest: Digest = resolved.source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;
+        self.store().set_manifest_tree(manifest, tree)?;
+        let name = entry.annotations.get("io.containerd.image.name");
+        let tag = entry.annotations.get("org.opencontainers.image.ref.name").filter(|t| t.contains(['/', ':']));
+        match name.or(tag) {
+            Some(name) => {
+                let full: Reference =
+                    name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+                self.store().name_image(&[full.to_string()], manifest)?;
+                Ok(full.familiar())
+            }
+            None => Ok(manifest.to_string()),
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Exec ops: one process in a sandbox over an overlay of its root.
+
+use super::{file, select};
+use crate::event::EventKind;
+use crate::network::hosts_file;
+use crate::worker::{BuildWorker, Output};
+use crate::{EngineError, StepFailure};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use xbuild_cache::tree::{Marks, View};
+use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
+use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
+use xbuild_runner::{
+    End, MountSource, MountSpec, Network, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec, Stdio, users,
+};
+use xbuild_solver::Task;
+
+/// Bytes of output kept for the error of a failed step.
+const TAIL: usize = 16 << 10;
+/// Largest `/etc/passwd` and `/etc/group` of an image.
+pub(crate) const USERS_MAX: u64 = 10 << 20;
+
+/// Everything that must live as long as the process.
+struct Prepared {
+    root: PathBuf,
+    staging: Staging,
+    parent: TreeId,
+    mounts: Vec<MountSpec>,
+    /// Locks of cache mounts, and scratch directories.
+    _held: Vec<Held>,
+    lower: Vec<PathBuf>,
+}
+
+#[allow(dead_code, reason = "held for its drop")]
+enum Held {
+    Lock(FileLock),
+    Scratch(Staging),
+}
+
+/// Runs the process; what it leaves in its root is one layer.
+pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result<Output, EngineError> {
+    let prepared = prepare(worker, op, task)?;
+    let spec = spec(worker, op, &prepared)?;
+    let end = execute(worker, &spec, task)?;
+    if task.cancel.is_set() {
+        return Err(EngineError::Cancelled);
+    }
+    if let Some(why) = end {
+        let command = op.args.join(" ");
+        return Err(EngineError::Process(StepFailure { command, why }));
+    }
+    let Prepared { root, staging, parent, .. } = prepared;
+    let work = root.join("work");
+    std::fs::remove_dir_all(&work).map_err(|e| EngineError::io("remove", &work, e))?;
+    let writable = op.mounts.first().is_some_and(|m| m.output.is_some());
+    if !writable {
+        return Ok(Output::Tree(parent));
+    }
+    let new = NewTree { parent: Some(parent), ..NewTree::default() };
+    Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
+}
+
+fn prepare(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result<Prepared, EngineError> {
+    let parent = match op.mounts.first().and_then(|m| m.input).map(|n| &task.inputs[n]) {
+        None => TreeId::EMPTY,
+        Some(Output::Tree(tree)) => *tree,
+        Some(Output::Local(name)) => select::whole_context(worker, name)?,
+    };
+    let staging = worker.store.staging()?;
+    let root = staging.path().to_owned();
+    for name in ["fs", "work"] {
+        let path = root.join(name);
+        std::fs::create_dir(&path).map_err(|e| EngineError::io("make", &path, e))?;
+    }
+    let lower = worker.store.dirs(parent)?;
+    copy_root_attributes(&lower, &root.join("fs"))?;
+    let mut held = Vec::new();
+    let mut mounts = Vec::new();
+    for mount in op.mounts.iter().skip(1) {
+        mounts.extend(source_of(worker, mount, task, &mut held)?.map(|source| MountSpec {
+            source,
+            destination: mount.destination.clone(),
+            readonly: mount.readonly,
+        }));
+    }
+    Ok(Prepared { root, staging, parent, mounts, _held: held, lower })
+}
+
+/// The upper directory is the root that the process sees: it takes mode and owner of the one below.
+pub(crate) fn copy_root_attributes(lower: &[PathBuf], upper: &Path) -> Result<(), EngineError> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let Some(below) = lower.first() else {
+        let mode = std::fs::Permissions::from_mode(0o755);
+        return std::fs::set_permissions(upper, mode).map_err(|e| EngineError::io("set mode of", upper, e));
+    };
+    let copy = || {
+        let meta = std::fs::symlink_metadata(below)?;
+        std::os::unix::fs::chown(upper, Some(meta.uid()), Some(meta.gid()))?;
+        std::fs::set_permissions(upper, std::fs::Permissions::from_mode(meta.mode() & 0o7777))
+    };
+    copy().map_err(|e| EngineError::io("prepare", upper, e))
+}
+
+/// What a mount of the op is made of; `None` for an optional secret or agent that is not there.
+fn source_of(
+    worker: &BuildWorker,
+    mount: &Mount,
+    task: &Task<'_, Output>,
+    held: &mut Vec<Held>,
+) -> Result<Option<MountSource>, EngineError> {
+    Ok(Some(match &mount.kind {
+        MountKind::Bind => bind(worker, mount, task, held)?,
+        MountKind::Cache { id, sharing, mode, uid, gid } => {
+            cache(worker, mount, task, held, id, *sharing, (*mode, *uid, *gid))?
+        }
+        MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size, mode: 0o1777 },
+        MountKind::Secret { id, mode, uid, gid, optional } => match worker.secrets.get(id) {
+            Some(value) => MountSource::File { data: value.0.clone(), mode: *mode, uid: *uid, gid: *gid },
+            None if *optional => return Ok(None),
+            None => {
+                return Err(EngineError::Source(format!(
+                    "secret {id}: not found; pass it with --secret id={id},src=FILE"
+                )));
+            }
+        },
+        MountKind::Ssh { id, mode, uid, gid, optional } => match worker.ssh.get(id) {
+            Some(path) => MountSource::Socket { path: path.clone(), mode: *mode, uid: *uid, gid: *gid },
+            None if *optional => return Ok(None),
+            None => {
+                return Err(EngineError::Source(format!("unset ssh forward key {id}; pass it with --ssh {id}")));
+            }
+        },
+    }))
+}
+
+fn bind(
+    worker: &BuildWorker,
+    mount: &Mount,
+    task: &Task<'_, Output>,
+    held: &mut Vec<Held>,
+) -> Result<MountSource, EngineError> {
+    let tree = match mount.input.map(|n| &task.inputs[n]) {
+        None => TreeId::EMPTY,
+        Some(Output::Tree(tree)) => *tree,
+        Some(Output::Local(name)) => select::selected_context(worker, name, &mount.selector)?,
+    };
+    let lower = worker.store.dirs(tree)?;
+    if !matches!(mount.selector.as_str(), "" | "/") {
+        // A clear error before anything is mounted.
+        View::layers(&lower, Marks::Trusted)?.require(&mount.selector, true)?;
+    }
+    let scratch = if mount.readonly { None } else { Some(scratch(worker, held)?) };
+    Ok(MountSource::Overlay { lower, scratch, selector: mount.selector.clone() })
+}
+
+fn scratch(worker: &BuildWorker, held: &mut Vec<Held>) -> Result<(PathBuf, PathBuf), EngineError> {
+    let staging = worker.store.staging()?;
+    let (upper, work) = (staging.path().join("fs"), staging.path().join("work"));
+    for path in [&upper, &work] {
+        std::fs::create_dir(path).map_err(|e| EngineError::io("make", path, e))?;
+    }
+    held.push(Held::Scratch(staging));
+    Ok((upper, work))
+}
+
+fn cache(
+    worker: &BuildWorker,
+    mount: &Mount,
+    task: &Task<'_, Output>,
+    held: &mut Vec<Held>,
+    id: &str,
+    sharing: CacheSharing,
+    (mode, uid, gid): (u32, u32, u32),
+) -> Result<MountSource, EngineError> {
+    let stop = || task.cancel.is_set();
+    let mut place = id.to_owned();
+    match sharing {
+        CacheSharing::Shared => {}
+        CacheSharing::Locked => {
+            let lock = worker.store.lock(&select::lock_name(id), &stop)?.ok_or(EngineError::Cancelled)?;
+            held.push(Held::Lock(lock));
+        }
+        CacheSharing::Private => {
+            // The first directory of this id that nobody uses.
+            let mut n = 0;
+            let lock = loop {
+                place = format!("{id}#{n}");
+                match worker.store.try_lock(&select::lock_name(&place))? {
+                    Some(lock) => break lock,
+                    None => n += 1,
+                }
+            };
+            held.push(Held::Lock(lock));
+        }
+    }
+    if task.graph[task.vertex].meta.ignore_cache {
+        worker.store.clear_cache_mount(&place)?;
+    }
+    let (path, new) = worker.store.cache_mount(&place)?;
+    if new {
+        if let Some(Output::Tree(tree)) = mount.input.map(|n| &task.inputs[n]) {
+            let view = View::layers(&worker.store.dirs(*tree)?, Marks::Trusted)?;
+            file::copy_out(&view, &mount.selector, &path)?;
+        }
+        use std::os::unix::fs::PermissionsExt;
+        std::os::unix::fs::chown(&path, Some(uid), Some(gid))
+            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)))
+            .map_err(|e| EngineError::io("prepare", &path, e))?;
+    }
+    let selector = if mount.input.is_some() { String::new() } else { mount.selector.clone() };
+    Ok(MountSource::Bind { path, selector, recursive: false })
+}
+
+fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared) -> Result<Spec, EngineError> {
+    let view = View::layers(&prepared.lower, Marks::Trusted)?;
+    let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
+    let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?)
+        .map_err(|e| EngineError::Source(e.to_string()))?;
+    let root = Rootfs::Overlay {
+        lower: prepared.lower.clone(),
+        upper: prepared.root.join("fs"),
+        work: prepared.root.join("work"),
+        volatile: true,
+        userxattr: false,
+    };
+    let hostname = if op.hostname.is_empty() { "buildkitsandbox" } else { &op.hostname };
+    let mut env = op.env.clone();
+    let set = |env: &[String], name: &str| env.iter().any(|e| e.split_once('=').is_some_and(|(n, _)| n == name));
+    for (name, value) in &op.proxy_env.0 {
+        if !set(&env, name) {
+            env.push(format!("{name}={value}"));
+        }
+    }
+    for secret in &op.secret_env {
+        match worker.secrets.get(&secret.id) {
+            Some(value) => env.push(format!("{}={}", secret.name, String::from_utf8_lossy(&value.0))),
+            None if secret.optional => {}
+            None => {
+                return Err(EngineError::Source(format!(
+                    "secret {0}: not found; pass it with --secret id={0},src=FILE",
+                    secret.id
+                )));
+            }
+        }
+    }
+    if !set(&env, "HOME") {
+        env.push(format!("HOME={}", user.home));
+    }
+    if let Some(agent) =
+        op.mounts.iter().find(|m| matches!(&m.kind, MountKind::Ssh { id, .. } if worker.ssh.contains_key(id)))
+        && !set(&env, "SSH_AUTH_SOCK")
+    {
+        env.push(format!("SSH_AUTH_SOCK={}", agent.destination));
+    }
+    Ok(Spec {
+        env,
+        cwd: op.cwd.clone(),
+        user: user.identity,
+        mounts: prepared.mounts.clone(),
+        network: match op.network {
+            NetworkMode::Default | NetworkMode::Host => Network::Host,
+            NetworkMode::None => Network::None,
+        },
+        security: match op.security {
+            SecurityMode::Sandbox => Security::Sandbox,
+            SecurityMode::Insecure => Security::Insecure,
+        },
+        hostname: hostname.to_owned(),
+        hosts_file: Some(hosts_file(hostname, &op.extra_hosts)),
+        resolv_conf: Some(worker.network.resolv_conf.clone()),
+        shm_size: op.shm_size,
+        rlimits: op.ulimits.iter().map(limit).collect(),
+        cgroup: None,
+        ..Spec::new(root, op.args.clone())
+    })
+}
+
+fn limit(ulimit: &xbuild_graph::Ulimit) -> Rlimit {
+    Rlimit { name: ulimit.name.clone(), soft: u64::try_from(ulimit.soft).ok(), hard: u64::try_from(ulimit.hard).ok() }
+}
+
+/// Runs the process and passes its output on; `Some` says how it failed.
+fn execute(worker: &BuildWorker, spec: &Spec, task: &Task<'_, Output>) -> Result<Option<String>, EngineError> {
+    let pipe = || std::io::pipe().map_err(|e| EngineError::io("make", Path::new("a pipe"), e));
+    let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
+    let stdio = Stdio { stdin: None, stdout: Some(OwnedFd::from(out_write)), stderr: Some(OwnedFd::from(err_write)) };
+    let running = worker.launcher.start(spec, stdio)?;
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| forward(worker, task, 1, out_read));
+        scope.spawn(|| forward(worker, task, 2, err_read));
+        wait(running, task)
+    });
+    match ended {
+        Ok(outcome) if outcome.oom => Ok(Some(format!("{}: out of memory", said(outcome.end)))),
+        Ok(outcome) if outcome.end == End::Exited(0) => Ok(None),
+        Ok(outcome) => Ok(Some(said(outcome.end))),
+        Err(error) => match error.exit_code() {
+            Some(code) => {
+                note(worker, task, 2, format!("{error}\n").as_bytes());
+                Ok(Some(format!("exit code: {code}")))
+            }
+            None => Err(error.into()),
+        },
+    }
+}
+
+fn said(end: End) -> String {
+    match end {
+        End::Exited(code) => format!("exit code: {code}"),
+        End::Signaled(signal) => format!("exit code: {} (signal {signal})", 128 + signal),
+    }
+}
+
+/// Waits for the end; a cancelled build kills the sandbox.
+fn wait(running: Running, task: &Task<'_, Output>) -> Result<Outcome, SandboxError> {
+    let Ok(killer) = running.killer() else {
+        return running.wait();
+    };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                if task.cancel.is_set() {
+                    killer.kill();
+                    return;
+                }
+                std::thread::park_timeout(std::time::Duration::from_millis(50));
+            }
+        });
+        let outcome = running.wait();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        watcher.thread().unpark();
+        outcome
+    })
+}
+
+fn forward(worker: &BuildWorker, task: &Task<'_, Output>, stream: u8, mut from: impl Read) {
+    let mut buffer = vec![0; 16 << 10];
+    // A broken pipe is the end of the output.
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        note(worker, task, stream, &buffer[..n]);
+    }
+}
+
+/// Shows output, and keeps the last of it for an error.
+fn note(worker: &BuildWorker, task: &Task<'_, Output>, stream: u8, data: &[u8]) {
+    let mut tails = worker.tails.lock().unwrap_or_else(PoisonError::into_inner);
+    let tail = tails.entry(task.vertex.index()).or_default();
+    tail.extend_from_slice(data);
+    if tail.len() > 2 * TAIL {
+        tail.drain(..tail.len() - TAIL);
+    }
+    drop(tails);
+    worker.events.send(worker.step(task.vertex), EventKind::Log { stream, data: data.to_vec() });
+}

@@ -1,0 +1,310 @@
+//! The solver's worker: keys, records and ops over store, sandbox and network.
+
+use crate::context::Contexts;
+use crate::event::{EventKind, Events, StepId};
+use crate::image::Images;
+use crate::net::Net;
+use crate::ops::{self, select};
+use crate::request::SecretValue;
+use crate::{EngineError, git, http};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+use xbuild_cache::tree::StatIndex;
+use xbuild_cache::{NewRecord, Record, Store, TreeId};
+use xbuild_graph::{Graph, Op, SourceOp, VertexId};
+use xbuild_runner::Launcher;
+use xbuild_solver::{CacheKey, Task, Worker};
+
+/// Newest records of an op whose inputs are compared when the definition key missed.
+const CANDIDATES: u32 = 8;
+
+/// A result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Files of the store.
+    Tree(TreeId),
+    /// A directory of the client's, by its context name; read in place.
+    Local(String),
+}
+
+/// Everything that ops need.
+pub(crate) struct BuildWorker {
+    pub(crate) store: Arc<Store>,
+    pub(crate) net: Arc<Net>,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) launcher: Arc<Launcher>,
+    pub(crate) contexts: Contexts,
+    pub(crate) secrets: BTreeMap<String, SecretValue>,
+    pub(crate) ssh: BTreeMap<String, PathBuf>,
+    pub(crate) events: Events,
+    /// Step numbers by vertex.
+    pub(crate) steps: Vec<StepId>,
+    /// Last lines of output by vertex, for the error of a failed step.
+    pub(crate) tails: Mutex<BTreeMap<usize, Vec<u8>>>,
+    /// Keys that were computed, for records' descriptions of their inputs.
+    pub(crate) locals: Mutex<BTreeMap<usize, Vec<Option<CacheKey>>>>,
+    /// Digests of context files, remembered between builds.
+    pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
+    pub(crate) network: crate::network::Settings,
+    /// Times of files made by the build.
+    pub(crate) epoch: Option<i64>,
+}
+
+impl BuildWorker {
+    pub(crate) fn images(&self) -> Images<'_> {
+        Images { store: &self.store, net: &self.net, runtime: &self.runtime }
+    }
+
+    pub(crate) fn step(&self, vertex: VertexId) -> StepId {
+        self.steps[vertex.index()]
+    }
+
+    /// The stat index of a local context, opened at first use.
+    pub(crate) fn stat_index(&self, name: &str) -> Result<Arc<StatIndex>, EngineError> {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = indexes.get(name) {
+            return Ok(index.clone());
+        }
+        let root = self.contexts.0.get(name).map(|c| c.path.canonicalize().unwrap_or_else(|_| c.path.clone()));
+        let place = self.store.context_index(&root.unwrap_or_default().to_string_lossy());
+        let index = Arc::new(StatIndex::open(&place)?);
+        indexes.insert(name.to_owned(), index.clone());
+        Ok(index)
+    }
+
+    /// Writes what was learnt of context files.
+    pub(crate) fn save_indexes(&self) {
+        let indexes = std::mem::take(&mut *self.indexes.lock().unwrap_or_else(PoisonError::into_inner));
+        for index in indexes.into_values().filter_map(Arc::into_inner) {
+            // Without it the next build hashes again.
+            let _ = index.save();
+        }
+    }
+
+    fn ssh_default(&self) -> Option<&std::path::Path> {
+        self.ssh.get("default").map(PathBuf::as_path)
+    }
+
+    /// What the result of a vertex follows from, input by input: digests of what is read, where that is known.
+    fn facts(&self, graph: &Graph, vertex: VertexId, inputs: &[Output]) -> Vec<Fact> {
+        let locals = self.locals.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = locals.get(&vertex.index());
+        let of = |(n, output): (usize, &Output)| match output {
+            Output::Local(_) => {
+                known.and_then(|k| k.get(n).copied().flatten()).map_or(Fact::Unknown, |k| Fact::Digest(k.0))
+            }
+            Output::Tree(tree) if select::is_selective(&graph[vertex].op, n) => Fact::Selection(*tree),
+            Output::Tree(tree) => Fact::Tree(*tree, CacheKey(graph[graph[vertex].inputs[n].vertex].op_digest.0)),
+        };
+        inputs.iter().enumerate().map(of).collect()
+    }
+
+    /// The key that follows from what the inputs are rather than how they were made.
+    fn result_key(&self, graph: &Graph, vertex: VertexId, facts: &[Fact]) -> Result<Option<[u8; 32]>, EngineError> {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"xbuild/result/v1").update(&graph[vertex].op_digest.0);
+        for (n, fact) in facts.iter().enumerate() {
+            let digest = match fact {
+                Fact::Unknown => return Ok(None),
+                Fact::Digest(digest) => *digest,
+                Fact::Tree(tree, producer) => {
+                    hash.update(&producer.0);
+                    ops::content::of_tree(&self.store, *tree)?
+                }
+                Fact::Selection(tree) => select::digest_of_tree(&self.store, &graph[vertex].op, n, *tree)?,
+            };
+            hash.update(&digest);
+        }
+        Ok(Some(*hash.finalize().as_bytes()))
+    }
+
+    /// The result key, if any record could answer to it: computing it reads files.
+    fn result_key_if_useful(
+        &self,
+        graph: &Graph,
+        vertex: VertexId,
+        facts: &[Fact],
+    ) -> Result<Option<[u8; 32]>, EngineError> {
+        if !self.store.knows_op(&graph[vertex].op_digest.0)? {
+            return Ok(None);
+        }
+        let Some(wanted) = self.result_key(graph, vertex, facts)? else {
+            return Ok(None);
+        };
+        for candidate in self.store.records_without_result_key(&graph[vertex].op_digest.0, CANDIDATES)? {
+            let Some(facts) = Fact::parse_all(&candidate.inputs, &self.store) else {
+                continue;
+            };
+            // A candidate whose files cannot be read any more is no candidate.
+            if let Ok(Some(key)) = self.result_key(graph, vertex, &facts) {
+                self.store.set_result_key(candidate.id, &key)?;
+            }
+        }
+        Ok(Some(wanted))
+    }
+
+    fn usable(&self, record: Option<Record>) -> Option<Output> {
+        let tree = record?.tree;
+        (tree == TreeId::EMPTY || self.store.tree(tree).is_ok()).then_some(Output::Tree(tree))
+    }
+
+    fn execute(&self, task: &Task<'_, Output>) -> Result<Output, EngineError> {
+        let step = self.step(task.vertex);
+        match &task.graph[task.vertex].op {
+            Op::Source(SourceOp::Local(local)) => Ok(Output::Local(local.name.clone())),
+            Op::Source(SourceOp::Image(image)) if image.chain_id.is_empty() => Ok(Output::Tree(TreeId::EMPTY)),
+            Op::Source(SourceOp::Image(image)) => {
+                self.events.send(step, EventKind::Note(format!("resolve {}", image.reference)));
+                Ok(Output::Tree(self.images().unpack(image, &self.events, step)?))
+            }
+            Op::Source(SourceOp::Git(source)) => ops::source::git(self, source),
+            Op::Source(SourceOp::Http(source)) => ops::source::http(self, source),
+            Op::File(op) => ops::file::run(self, op, task),
+            Op::Exec(op) => ops::exec::run(self, op, task),
+            Op::Merge | Op::Diff => Err(EngineError::Internal("merge and diff do not come from Dockerfiles".into())),
+        }
+    }
+}
+
+impl Worker for BuildWorker {
+    type Output = Output;
+    type Error = EngineError;
+
+    fn source_key(&self, graph: &Graph, vertex: VertexId) -> Result<CacheKey, EngineError> {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&graph[vertex].op_digest.0);
+        match &graph[vertex].op {
+            Op::Source(SourceOp::Git(source)) => {
+                hash.update(git::resolve(source, self.ssh_default())?.id.as_bytes());
+            }
+            Op::Source(SourceOp::Http(source)) => {
+                let file = self.runtime.block_on(http::fetch(self.net.http()?, &self.store, &source.url))?;
+                ops::source::check(source, file.digest)?;
+                hash.update(file.digest.as_bytes());
+                hash.update(file.modified.unwrap_or_default().as_bytes());
+            }
+            _ => {}
+        }
+        Ok(CacheKey(*hash.finalize().as_bytes()))
+    }
+
+    fn local_digests(&self, graph: &Graph, vertex: VertexId) -> Result<Vec<Option<CacheKey>>, EngineError> {
+        let mut digests = Vec::new();
+        for (n, edge) in graph[vertex].inputs.iter().enumerate() {
+            digests.push(match &graph[edge.vertex].op {
+                Op::Source(SourceOp::Local(local)) => {
+                    Some(CacheKey(select::digest_of_context(self, &graph[vertex].op, n, &local.name)?))
+                }
+                _ => None,
+            });
+        }
+        self.locals.lock().unwrap_or_else(PoisonError::into_inner).insert(vertex.index(), digests.clone());
+        Ok(digests)
+    }
+
+    fn find(&self, _: &Graph, _: VertexId, key: CacheKey) -> Result<Option<Output>, EngineError> {
+        Ok(self.usable(self.store.find_record(&key.0)?))
+    }
+
+    fn find_by_inputs(
+        &self,
+        graph: &Graph,
+        vertex: VertexId,
+        key: CacheKey,
+        inputs: &[Output],
+    ) -> Result<Option<Output>, EngineError> {
+        let facts = self.facts(graph, vertex, inputs);
+        let Some(result_key) = self.result_key_if_useful(graph, vertex, &facts)? else {
+            return Ok(None);
+        };
+        let Some(record) = self.store.find_result(&result_key)? else {
+            return Ok(None);
+        };
+        let id = record.id;
+        let output = self.usable(Some(record));
+        if output.is_some() {
+            self.store.alias(&key.0, id)?;
+        }
+        Ok(output)
+    }
+
+    fn run(&self, task: Task<'_, Output>) -> Result<Output, EngineError> {
+        let Some(key) = task.key else {
+            return self.execute(&task);
+        };
+        // Equal work of other builds and processes is waited for, not repeated.
+        let stop = || task.cancel.is_set();
+        let lock = self.store.lock(&format!("step-{key}"), &stop)?;
+        let _lock = lock.ok_or(EngineError::Cancelled)?;
+        if task.reuse
+            && let Some(output) = self.usable(self.store.find_record(&key.0)?)
+        {
+            return Ok(output);
+        }
+        let began = Instant::now();
+        let output = self.execute(&task)?;
+        let Output::Tree(tree) = output else {
+            return Ok(output);
+        };
+        let vertex = &task.graph[task.vertex];
+        let facts = self.facts(task.graph, task.vertex, task.inputs);
+        let new = NewRecord {
+            key: key.0,
+            op: vertex.op_digest.0,
+            result_key: None,
+            inputs: &Fact::to_text(&facts),
+            tree,
+            description: &vertex.meta.name,
+            duration_ms: began.elapsed().as_millis() as u64,
+        };
+        self.store.add_record(&new)?;
+        Ok(output)
+    }
+}
+
+/// What one input was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fact {
+    /// Cannot be told.
+    Unknown,
+    /// Local files with this digest.
+    Digest([u8; 32]),
+    /// All of a tree, and the op that made it: an instruction that was rewritten counts as a change, as in Docker, even if it
+    /// makes the same files; one that ran again for another reason does not.
+    Tree(TreeId, CacheKey),
+    /// The selected paths of a tree.
+    Selection(TreeId),
+}
+
+impl Fact {
+    fn to_text(facts: &[Fact]) -> String {
+        let words = facts.iter().map(|fact| match fact {
+            Self::Unknown => "?".to_owned(),
+            Self::Digest(digest) => format!("d{}", CacheKey(*digest)),
+            Self::Tree(tree, producer) => format!("t{}:{producer}", tree.number()),
+            Self::Selection(tree) => format!("s{}", tree.number()),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Reads what [`Fact::to_text`] wrote; `None` if a tree is gone or the text is of another form.
+    fn parse_all(text: &str, store: &Store) -> Option<Vec<Self>> {
+        let tree = |number: &str| {
+            let tree = TreeId::from(number.parse::<i64>().ok()?);
+            (tree == TreeId::EMPTY || store.tree(tree).is_ok()).then_some(tree)
+        };
+        let one = |word: &str| match word.split_at_checked(1)? {
+            ("d", hex) => blake3::Hash::from_hex(hex).ok().map(|h| Self::Digest(*h.as_bytes())),
+            ("t", pair) => {
+                let (number, producer) = pair.split_once(':')?;
+                let producer = blake3::Hash::from_hex(producer).ok()?;
+                tree(number).map(|tree| Self::Tree(tree, CacheKey(*producer.as_bytes())))
+            }
+            ("s", number) => tree(number).map(Self::Selection),
+            _ => None,
+        };
+        text.split_ascii_whitespace().map(one).collect()
+    }
+}

@@ -1,0 +1,281 @@
+//! `.dockerignore`: patterns that leave paths out of a build context.
+//!
+//! Patterns are tried in order and the last that fits decides; `!` takes back in. A pattern that fits a directory fits all
+//! below it. Matching takes time `patterns × |path| × |pattern|` at most, never exponential.
+
+use crate::glob::{Element, class, fits};
+
+/// A pattern that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("syntax error in pattern `{pattern}` of .dockerignore")]
+pub struct IgnoreError {
+    /// The pattern.
+    pub pattern: String,
+}
+
+/// Reads the lines of a `.dockerignore`: comments and empty lines left out, paths cleaned, `!` kept in front.
+///
+/// # Errors
+/// A pattern that cannot be read.
+pub fn parse(bytes: &[u8]) -> Result<Vec<String>, IgnoreError> {
+    let text = String::from_utf8_lossy(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes));
+    let mut patterns = Vec::new();
+    for line in text.lines() {
+        if line.starts_with('#') {
+            continue;
+        }
+        let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
+        let (mark, path) = match line.strip_prefix('!') {
+            Some(path) => ("!", path.trim()),
+            None => ("", line),
+        };
+        let mut clean = if path.is_empty() { String::new() } else { clean(path) };
+        if clean.len() > 1 && clean.starts_with('/') {
+            clean.remove(0);
+        }
+        patterns.push(format!("{mark}{clean}"));
+    }
+    Matcher::new(&patterns)?;
+    Ok(patterns)
+}
+
+/// The shortest equal path: no `.`, no inner `..`, no doubled slashes.
+pub(crate) fn clean(path: &str) -> String {
+    let rooted = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|p| *p != "..") => {
+                parts.pop();
+            }
+            ".." if rooted => {}
+            part => parts.push(part),
+        }
+    }
+    match (rooted, parts.is_empty()) {
+        (true, _) => format!("/{}", parts.join("/")),
+        (false, true) => ".".to_owned(),
+        (false, false) => parts.join("/"),
+    }
+}
+
+/// A part of a pattern between slashes.
+#[derive(Clone, Debug)]
+enum Component {
+    /// `**` alone: any number of directories.
+    Deep,
+    /// Fits one component of a path.
+    One(Vec<Element>),
+    /// Has `**` beside other characters, so it may reach over slashes.
+    Wide(Vec<Option<Element>>),
+}
+
+#[derive(Clone, Debug)]
+struct Pattern {
+    exclusion: bool,
+    components: Vec<Component>,
+}
+
+/// Patterns, ready for matching.
+#[derive(Clone, Debug, Default)]
+pub struct Matcher {
+    patterns: Vec<Pattern>,
+}
+
+impl Matcher {
+    /// Prepares patterns as [`parse`] gives them.
+    ///
+    /// # Errors
+    /// A pattern that cannot be read.
+    pub fn new(patterns: &[String]) -> Result<Self, IgnoreError> {
+        let mut compiled = Vec::with_capacity(patterns.len());
+        for written in patterns {
+            let fail = || IgnoreError { pattern: written.clone() };
+            let text = written.trim();
+            if text.is_empty() {
+                continue;
+            }
+            let (exclusion, text) = match text.strip_prefix('!') {
+                Some(rest) => (true, rest),
+                None => (false, text),
+            };
+            if text.is_empty() {
+                return Err(fail());
+            }
+            let text = clean(text);
+            let components = text.split('/').map(component).collect::<Option<_>>();
+            compiled.push(Pattern { exclusion, components: components.ok_or_else(fail)? });
+        }
+        Ok(Self { patterns: compiled })
+    }
+
+    /// Whether there are no patterns.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// Whether a path (relative, slash-separated) is left out, by itself or because of a directory above it.
+    pub fn excluded(&self, path: &str) -> bool {
+        let path = path.trim_matches('/');
+        let parts: Vec<Vec<char>> = path.split('/').map(|p| p.chars().collect()).collect();
+        let mut excluded = false;
+        for pattern in &self.patterns {
+            if pattern.exclusion == excluded && pattern.fits_or_above(&parts) {
+                excluded = !pattern.exclusion;
+            }
+        }
+        excluded
+    }
+
+    /// Whether a walk must look into an excluded directory, because a `!` pattern may take something below it back in.
+    pub fn may_hold_exceptions(&self, directory: &str) -> bool {
+        let directory = directory.trim_matches('/');
+        let parts: Vec<Vec<char>> = directory.split('/').map(|p| p.chars().collect()).collect();
+        self.patterns.iter().any(|p| p.exclusion && p.reaches_below(&parts))
+    }
+}
+
+impl Pattern {
+    /// Whether the pattern fits the path or one of the directories above it.
+    fn fits_or_above(&self, parts: &[Vec<char>]) -> bool {
+        if self.has_wide() {
+            return (1..=parts.len()).any(|n| self.fits_wide(&parts[..n]));
+        }
+        let states = self.states(parts);
+        let done = self.components.len();
+        (1..=parts.len()).any(|n| states[n][done])
+    }
+
+    fn has_wide(&self) -> bool {
+        self.components.iter().any(|c| matches!(c, Component::Wide(_)))
+    }
+
+    /// `states[n][k]`: the first `n` parts can be taken by the first `k` components.
+    fn states(&self, parts: &[Vec<char>]) -> Vec<Vec<bool>> {
+        let count = self.components.len();
+        let mut states = vec![vec![false; count + 1]; parts.len() + 1];
+        states[0][0] = true;
+        for n in 0..=parts.len() {
+            for k in 0..count {
+                if !states[n][k] {
+                    continue;
+                }
+                match &self.components[k] {
+                    // A last `**` needs something to fit: `a/**` is not `a`.
+                    Component::Deep if k + 1 == count => {
+                        for later in states.iter_mut().skip(n + 1) {
+                            later[count] = true;
+                        }
+                    }
+                    Component::Deep => {
+                        states[n][k + 1] = true;
+                        if n < parts.len() {
+                            states[n + 1][k] = true;
+                        }
+                    }
+                    Component::One(elements) => {
+                        if n < parts.len() && fits(elements, &parts[n]) {
+                            states[n + 1][k + 1] = true;
+                        }
+                    }
+                    Component::Wide(_) => {}
+                }
+            }
+        }
+        states
+    }
+
+    /// Matching of all characters at once, for patterns with `**` inside a component.
+    fn fits_wide(&self, parts: &[Vec<char>]) -> bool {
+        let text: Vec<char> = parts.join(&'/');
+        let mut now = vec![false; text.len() + 1];
+        now[0] = true;
+        let count = self.components.len();
+        for (k, component) in self.components.iter().enumerate() {
+            let last = k + 1 == count;
+            now = match component {
+                Component::Deep => deep(&now, &text, last),
+                Component::One(elements) => elements.iter().fold(now, |n, e| step(&n, &text, Some(e))),
+                Component::Wide(elements) => elements.iter().fold(now, |n, e| step(&n, &text, e.as_ref())),
+            };
+            if !last && !matches!(component, Component::Deep) {
+                now = step(&now, &text, Some(&Element::Is('/')));
+            }
+        }
+        now[text.len()]
+    }
+
+    /// Whether some path below `parts` may fit.
+    fn reaches_below(&self, parts: &[Vec<char>]) -> bool {
+        if self.has_wide() {
+            return true;
+        }
+        let states = self.states(parts);
+        // Not at its end: more components can fit deeper parts. At its end: the pattern fits all below as a parent.
+        states[parts.len()].iter().any(|reached| *reached) || self.fits_or_above(parts)
+    }
+}
+
+/// Positions after `**/`: the same, or after any slash further on. A last `**` takes all the rest.
+fn deep(now: &[bool], text: &[char], last: bool) -> Vec<bool> {
+    let mut next = vec![false; now.len()];
+    let mut open = false;
+    for at in 0..now.len() {
+        let after_slash = at > 0 && text[at - 1] == '/';
+        next[at] = match last {
+            true => open,
+            false => now[at] || (open && after_slash),
+        };
+        open |= now[at];
+    }
+    next
+}
+
+/// Positions after one element; none stands for `**`, which also takes slashes.
+fn step(now: &[bool], text: &[char], element: Option<&Element>) -> Vec<bool> {
+    let mut next = vec![false; now.len()];
+    for at in 0..now.len() {
+        let before = at.checked_sub(1);
+        next[at] = match element {
+            None => now[at] || before.is_some_and(|b| next[b]),
+            Some(Element::Star) => now[at] || before.is_some_and(|b| next[b] && text[b] != '/'),
+            Some(element) => before.is_some_and(|b| now[b] && element.takes(text[b])),
+        };
+    }
+    next
+}
+
+/// Reads a component; none if it cannot be read.
+fn component(text: &str) -> Option<Component> {
+    if !text.is_empty() && text.len().is_multiple_of(2) && text.bytes().all(|b| b == b'*') {
+        return Some(Component::Deep);
+    }
+    let mut elements = Vec::new();
+    let mut chars = text.chars();
+    let mut wide = false;
+    while let Some(c) = chars.next() {
+        elements.push(match c {
+            '*' if chars.as_str().starts_with('*') => {
+                chars.next();
+                wide = true;
+                None
+            }
+            '*' => Some(Element::Star),
+            '?' => Some(Element::Any),
+            '\\' => Some(Element::Is(chars.next()?)),
+            '[' => Some(class(&mut chars)?),
+            c => Some(Element::Is(c)),
+        });
+    }
+    Some(match wide {
+        true => Component::Wide(elements),
+        false => Component::One(elements.into_iter().flatten().collect()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

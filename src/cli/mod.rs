@@ -1,0 +1,200 @@
+//! Commands: flags → engine → text and exit codes. No engine logic.
+
+mod build;
+mod call;
+mod image;
+mod report;
+mod run;
+mod signals;
+mod store;
+pub(crate) mod time;
+mod values;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use xbuild_engine::Engine;
+
+/// Builds Dockerfiles into OCI images and runs them.
+///
+/// `xbuild [FLAGS] CONTEXT` is short for `xbuild build [FLAGS] CONTEXT`.
+#[derive(Parser, Debug)]
+#[command(name = "xbuild", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Global {
+    /// Directory of the store (default: /var/lib/xbuild, or $XDG_DATA_HOME/xbuild without root)
+    #[arg(long, global = true, env = "XBUILD_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "b")]
+    Build(Box<build::BuildArgs>),
+    /// Run a command in a new container
+    Run(run::RunArgs),
+    /// List images
+    Images(image::ImagesArgs),
+    /// Show details of images, as JSON
+    Inspect(image::InspectArgs),
+    /// Show how an image was made
+    History(image::HistoryArgs),
+    /// Give an image another name
+    Tag(image::TagArgs),
+    /// Remove images
+    Rmi(image::RmiArgs),
+    /// Write images to an archive
+    Save(image::SaveArgs),
+    /// Read images from an archive
+    Load(image::LoadArgs),
+    /// Fetch an image from a registry
+    Pull(image::PullArgs),
+    /// Send an image to a registry
+    Push(image::PushArgs),
+    /// Show what takes room in the store
+    Du(store::DuArgs),
+    /// Remove recorded steps
+    Prune(store::PruneArgs),
+    /// Look after the store
+    #[command(subcommand)]
+    Store(store::StoreCommand),
+}
+
+/// How a command ended when it did not fail with an error of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is well.
+    Success,
+    /// The user was told what went wrong, or the process in the container ended with this code.
+    Code(u8),
+}
+
+/// Runs the program with its arguments.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(with_command(std::env::args_os().collect())) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = error.use_stderr();
+            // Nobody is there to read what cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(if usage { 2 } else { 0 });
+        }
+    };
+    match dispatch(cli) {
+        Ok(Outcome::Success) => ExitCode::SUCCESS,
+        Ok(Outcome::Code(code)) => ExitCode::from(code),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::error(&error);
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Outcome> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Build(args) => build::run(&args, global),
+        Command::Run(args) => run::run(&args, global),
+        Command::Images(args) => image::images(&args, global),
+        Command::Inspect(args) => image::inspect(&args, global),
+        Command::History(args) => image::history(&args, global),
+        Command::Tag(args) => image::tag(&args, global),
+        Command::Rmi(args) => image::rmi(&args, global),
+        Command::Save(args) => image::save(&args, global),
+        Command::Load(args) => image::load(&args, global),
+        Command::Pull(args) => image::pull(&args, global),
+        Command::Push(args) => image::push(&args, global),
+        Command::Du(args) => store::du(&args, global),
+        Command::Prune(args) => store::prune(&args, global),
+        Command::Store(command) => store::store(&command, global),
+    }
+}
+
+/// Puts `build` in where no command is named.
+fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let known = <Cli as clap::CommandFactory>::command();
+    let mut first = 1;
+    while let Some(argument) = arguments.get(first).and_then(|a| a.to_str()) {
+        match argument {
+            "--root" => first += 2,
+            a if a.starts_with("--root=") => first += 1,
+            _ => break,
+        }
+    }
+    let is_command = |a: &str| {
+        a == "help" || known.get_subcommands().any(|c| c.get_name() == a || c.get_all_aliases().any(|x| x == a))
+    };
+    match arguments.get(first).and_then(|a| a.to_str()) {
+        None | Some("-h" | "--help" | "-V" | "--version") => {}
+        Some(argument) if is_command(argument) => {}
+        _ => arguments.insert(first, "build".into()),
+    }
+    arguments
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
+}
+
+impl Global {
+    /// The store's directory.
+    fn root(&self) -> Result<PathBuf> {
+        if let Some(root) = &self.root {
+            return Ok(root.clone());
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/xbuild"));
+        }
+        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or(home);
+        Ok(data.context("neither XDG_DATA_HOME nor HOME is set; give --root")?.join("xbuild"))
+    }
+
+    /// Opens the engine.
+    pub(crate) fn engine(&self) -> Result<Engine> {
+        let root = self.root()?;
+        Engine::open(&root, docker_config().as_deref(), clock)
+            .with_context(|| format!("cannot open the store at `{}`", root.display()))
+    }
+
+    /// Frees what was thrown away, in a process of its own that outlives this one.
+    pub(crate) fn sweep_later(&self, engine: &Engine) {
+        if !engine.store().needs_sweep() {
+            return;
+        }
+        let Ok(program) = std::env::current_exe() else {
+            return;
+        };
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new(program);
+        command.arg("store").arg("sweep").arg("--root").arg(engine.store().root()).process_group(0);
+        let silent = std::process::Stdio::null;
+        // The trash stays for the next time if this fails.
+        let _ = command.stdin(silent()).stdout(silent()).stderr(silent()).spawn();
+    }
+}
+
+/// Where docker's configuration is.
+fn docker_config() -> Option<PathBuf> {
+    let own = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    own.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker")))
+}
+
+/// Seconds and nanoseconds since 1970.
+fn clock() -> (i64, u32) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    (i64::try_from(now.as_secs()).unwrap_or(i64::MAX), now.subsec_nanos())
+}
