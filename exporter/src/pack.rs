@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn packed_streams_unpack_to_the_input() {
         for size in [0, 1, GZIP_BLOCK, 3 * GZIP_BLOCK + 17] {
-            let data: Vec<u8> = (0..size).map(|i| (i * i >> 7) as u8).collect();
+            let data: Vec<u8> = (0..size).map(|i| ((i * i) >> 7) as u8).collect();
             let mut out = Vec::new();
             flate2::read::MultiGzDecoder::new(&packed(&data, Packing::Gzip(6))[..]).read_to_end(&mut out).unwrap();
             assert!(out == data, "gzip of {size}");
