@@ -67,6 +67,15 @@ impl Store {
         Ok((used == 1).then_some(record))
     }
 
+    /// What the record under a definition key made, and when (milliseconds since 1970); marks it as used.
+    pub fn find_made(&self, key: &[u8; 32]) -> Result<Option<(TreeId, i64)>, StoreError> {
+        let db = self.db();
+        let mut query = db.prepare_cached(
+            "UPDATE records SET last_used=?2 WHERE id=(SELECT record FROM keys WHERE key=?1) RETURNING tree, created",
+        )?;
+        Ok(query.query_row(params![key, now_ms()], |row| Ok((TreeId(row.get(0)?), row.get(1)?))).optional()?)
+    }
+
     /// The record under a result key, marked as used.
     pub fn find_result(&self, result_key: &[u8; 32]) -> Result<Option<Record>, StoreError> {
         let db = self.db();

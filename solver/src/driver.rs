@@ -66,6 +66,17 @@ pub enum Status {
 /// Takes reports of what vertices do; called on the solver's task, must not block.
 pub type Progress = dyn Fn(VertexId, Status) + Send + Sync;
 
+/// What a solve gave.
+#[derive(Clone, Debug)]
+pub struct Solved<O> {
+    /// Results of the targets, in order.
+    pub outputs: Vec<O>,
+    /// Definition keys by [`VertexId::index`]; none for local directories and for what no target needs.
+    pub keys: Vec<Option<CacheKey>>,
+    /// Results by [`VertexId::index`]; none for what a recorded result above made needless.
+    pub results: Vec<Option<O>>,
+}
+
 /// A solve that did not succeed.
 #[derive(Debug)]
 pub enum SolveError<E> {
@@ -108,7 +119,7 @@ struct Driver<W: Worker> {
     limits: Limits,
 }
 
-/// Solves `targets` and returns their results in order.
+/// Solves `targets` and returns their results in order, with the keys of all vertices.
 ///
 /// On failure nothing new is started, what runs is cancelled and waited for, and finished results stay recorded.
 ///
@@ -121,7 +132,7 @@ pub async fn solve<W: Worker>(
     limits: Limits,
     cancel: Cancel,
     progress: &Progress,
-) -> Result<Vec<W::Output>, SolveError<W::Error>> {
+) -> Result<Solved<W::Output>, SolveError<W::Error>> {
     let (answers, mut inbox) = mpsc::unbounded_channel();
     let remaining = remaining_paths(&graph);
     let mut machine = Machine::new(&graph);
@@ -184,7 +195,9 @@ pub async fn solve<W: Worker>(
         return Err(failure);
     }
     let outputs: Option<Vec<_>> = targets.iter().map(|&t| machine.output(t).cloned()).collect();
-    outputs.ok_or_else(|| SolveError::Internal("a worker thread ended without an answer".into()))
+    let outputs = outputs.ok_or_else(|| SolveError::Internal("a worker thread ended without an answer".into()))?;
+    let (keys, results) = machine.into_known();
+    Ok(Solved { outputs, keys, results })
 }
 
 impl<W: Worker> Driver<W> {

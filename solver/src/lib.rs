@@ -17,7 +17,7 @@
 mod driver;
 mod machine;
 
-pub use driver::{Cancel, Limits, Progress, SolveError, Status, solve};
+pub use driver::{Cancel, Limits, Progress, SolveError, Solved, Status, solve};
 
 use std::fmt;
 use xbuild_graph::{Graph, VertexId};

@@ -27,6 +27,17 @@ pub(crate) enum State<O> {
     Done { key: Option<CacheKey>, output: O },
 }
 
+impl<O> State<O> {
+    /// The definition key: `None` while unknown, `Some(None)` for a local directory.
+    fn key(&self) -> Option<Option<CacheKey>> {
+        match self {
+            Self::Initial | Self::Keying => None,
+            Self::Keyed(key) | Self::NeedsInputs(key) | Self::Running(key) | Self::Done { key, .. } => Some(*key),
+            Self::Finding(key) | Self::FindingByInputs(key) => Some(Some(*key)),
+        }
+    }
+}
+
 /// What happened.
 #[derive(Debug)]
 pub(crate) enum Event<O> {
@@ -95,6 +106,15 @@ impl<'g, O: Clone> Machine<'g, O> {
         self.graph[id].inputs.iter().filter_map(|e| self.output(e.vertex).cloned()).collect()
     }
 
+    /// Definition keys and results by vertex index, as far as they became known.
+    pub(crate) fn into_known(self) -> (Vec<Option<CacheKey>>, Vec<Option<O>>) {
+        let known = self.cells.into_iter().map(|cell| match cell.state {
+            State::Done { key, output } => (key, Some(output)),
+            state => (state.key().flatten(), None),
+        });
+        known.unzip()
+    }
+
     /// Takes an event and returns what follows from it.
     pub(crate) fn handle(&mut self, event: Event<O>) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -123,13 +143,9 @@ impl<'g, O: Clone> Machine<'g, O> {
         &mut self.cells[id.index()]
     }
 
-    /// The definition key: `None` while unknown, `Some(None)` for a local directory.
+    /// See [`State::key`].
     fn key(&self, id: VertexId) -> Option<Option<CacheKey>> {
-        match &self.cell(id).state {
-            State::Initial | State::Keying => None,
-            State::Keyed(key) | State::NeedsInputs(key) | State::Running(key) | State::Done { key, .. } => Some(*key),
-            State::Finding(key) | State::FindingByInputs(key) => Some(Some(*key)),
-        }
+        self.cell(id).state.key()
     }
 
     fn want(&mut self, id: VertexId, effects: &mut Vec<Effect>) {
@@ -400,6 +416,21 @@ mod tests {
         assert_eq!(play(&graph, c, &[a, b, c], &[]), ["skip 1", "skip 0"]);
         assert_eq!(play(&graph, c, &[a, b], &[]), ["run 1!", "run 2"]);
         assert_eq!(play(&graph, c, &[a, b], &[b, c]), ["run 1!"]);
+    }
+
+    #[test]
+    fn keys_are_known_below_a_hit() {
+        let mut graph = Graph::new();
+        let a = source(&mut graph, "a");
+        let b = exec(&mut graph, "b", vec![a], false);
+        let mut machine = Machine::<String>::new(&graph);
+        machine.handle(Event::Want(b));
+        machine.handle(Event::SourceKey(a, CacheKey([1; 32])));
+        machine.handle(Event::Found(b, Some("hit".into())));
+        let (keys, results) = machine.into_known();
+        assert_eq!(keys[a.index()], Some(CacheKey([1; 32])));
+        assert!(keys[b.index()].is_some());
+        assert_eq!(results, [None, Some("hit".to_owned())]);
     }
 
     #[test]

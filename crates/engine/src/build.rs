@@ -1,5 +1,6 @@
 //! The walk of one build.
 
+use crate::cache_io::{Imports, Saver};
 use crate::context::{self, Contexts, LocalContext, Named};
 use crate::event::{EventKind, Events, Sink, StepId};
 use crate::export::{self, Built, Exported, Exporter};
@@ -18,7 +19,7 @@ use xbuild_graph::{Graph, LocalSource, Op, Platform, SourceOp, VertexId};
 use xbuild_oci::Digest;
 use xbuild_registry::Credentials;
 use xbuild_runner::Launcher;
-use xbuild_solver::{Cancel, Limits, SolveError, Status};
+use xbuild_solver::{Cancel, Limits, SolveError, Solved, Status};
 
 /// Name of the main context in graphs.
 const MAIN: &str = "context";
@@ -150,8 +151,9 @@ impl Engine {
         let warnings = self.warn(&plan, &source, &events);
         let graph = Arc::new(plan.graph);
         let targets: Vec<VertexId> = plan.images.iter().filter_map(|i| i.result.map(|e| e.vertex)).collect();
-        let outputs = self.solve(request, &graph, &targets, contexts, &source, &events, cancel)?;
-        let mut outputs = outputs.into_iter();
+        let imports = Arc::new(Imports::load(&request.cache_from, &events)?);
+        let solved = self.solve(request, &graph, &targets, contexts, &source, imports.clone(), &events, cancel)?;
+        let mut outputs = solved.outputs.iter().cloned();
         let statement = export::wants_provenance(request)
             .then(|| provenance::predicate(request, &graph, source.name(), &started, &self.now()));
         let mut built = Vec::new();
@@ -168,6 +170,8 @@ impl Engine {
             built.push(Built { platform: image.platform, tree, config, provenance: statement.clone() });
         }
         let mut response = self.export(request, &built, &events)?;
+        let saver = Saver { store: &self.store, graph: &graph, solved: &solved, imports: &imports, events: &events };
+        request.cache_to.iter().try_for_each(|cache| saver.save(cache))?;
         response.warnings = warnings;
         Ok(response)
     }
@@ -221,11 +225,12 @@ impl Engine {
         targets: &[VertexId],
         contexts: Contexts,
         source: &SourceFile,
+        imports: Arc<Imports>,
         events: &Events,
         cancel: &Cancel,
-    ) -> Result<Vec<Output>, EngineError> {
+    ) -> Result<Solved<Output>, EngineError> {
         if targets.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Solved { outputs: Vec::new(), keys: Vec::new(), results: Vec::new() });
         }
         let mut steps = vec![StepId(0); graph.bound()];
         for id in graph.in_order() {
@@ -246,6 +251,7 @@ impl Engine {
             indexes: Mutex::default(),
             network: network::Settings::of_host(),
             epoch: request.source_date_epoch,
+            imports,
         });
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let execs = if request.max_parallelism == 0 { (cores * 2).max(16) } else { request.max_parallelism };

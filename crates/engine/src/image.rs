@@ -18,7 +18,7 @@ const MAX_NESTING: usize = 4;
 /// Largest configuration.
 const CONFIG_MAX: u64 = 8 << 20;
 /// Most layers, as overlayfs and Docker have it.
-const LAYERS_MAX: usize = 500;
+pub(crate) const LAYERS_MAX: usize = 500;
 
 /// Where an image's documents and blobs are.
 #[derive(Clone, Debug)]
@@ -239,16 +239,28 @@ impl Images<'_> {
         let config = self.config(&source.reference, &manifest.config, &origin)?;
         let config: ImageConfig = serde_json::from_slice(&config).map_err(|e| EngineError::Internal(e.to_string()))?;
         let layers: Vec<(Descriptor, Digest)> = manifest.layers.into_iter().zip(config.rootfs.diff_ids).collect();
+        self.unpack_layers(&layers, &origin, &source.reference, events, step)
+    }
+
+    /// Brings a chain of layers (blob and diff ID, the lowest first) into the store as a tree. `shown` names it in errors.
+    pub(crate) fn unpack_layers(
+        &self,
+        layers: &[(Descriptor, Digest)],
+        origin: &Origin,
+        shown: &str,
+        events: &Events,
+        step: StepId,
+    ) -> Result<TreeId, EngineError> {
         let (mut tree, mut known) = (TreeId::EMPTY, 0);
         let mut chain = None;
-        for (_, diff_id) in &layers {
+        for (_, diff_id) in layers {
             chain = Some(Digest::chain(chain, *diff_id));
             match chain.map(|c| self.store.tree_by_chain(c)).transpose()?.flatten() {
                 Some(found) => (tree, known) = (found, known + 1),
                 None => break,
             }
         }
-        let job = Unpack { origin: &origin, shown: &source.reference, events, step, below: self.store.dirs(tree)? };
+        let job = Unpack { origin, shown, events, step, below: self.store.dirs(tree)? };
         let unpacked = self.unpack_all(&layers[known..], &job)?;
         for (staging, (_, diff_id)) in unpacked.into_iter().zip(&layers[known..]) {
             let new = NewTree { parent: Some(tree), diff_id: Some(*diff_id), ..NewTree::default() };
@@ -475,11 +487,11 @@ fn bad(shown: &str, error: &xbuild_oci::DocumentError) -> EngineError {
     EngineError::Source(format!("{shown}: {error}"))
 }
 
-fn layout_blob(path: &Path, digest: Digest) -> PathBuf {
+pub(crate) fn layout_blob(path: &Path, digest: Digest) -> PathBuf {
     path.join("blobs/sha256").join(digest.hex())
 }
 
-fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, EngineError> {
+pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, EngineError> {
     let meta = std::fs::metadata(path).map_err(|e| EngineError::io("open", path, e))?;
     if !meta.is_file() || meta.len() > max {
         return Err(EngineError::Source(format!("`{}` is not a file of at most {max} bytes", path.display())));

@@ -5,6 +5,7 @@
 //! the caller; it prints nothing and speaks through [`event`].
 
 mod build;
+mod cache_io;
 mod call;
 pub mod context;
 mod error;

@@ -1,5 +1,6 @@
 //! The solver's worker: keys, records and ops over store, sandbox and network.
 
+use crate::cache_io::Imports;
 use crate::context::Contexts;
 use crate::event::{EventKind, Events, StepId};
 use crate::image::Images;
@@ -50,6 +51,8 @@ pub(crate) struct BuildWorker {
     pub(crate) network: crate::network::Settings,
     /// Times of files made by the build.
     pub(crate) epoch: Option<i64>,
+    /// Caches that are asked when the store has no record.
+    pub(crate) imports: Arc<Imports>,
 }
 
 impl BuildWorker {
@@ -150,6 +153,40 @@ impl BuildWorker {
         (tree == TreeId::EMPTY || self.store.tree(tree).is_ok()).then_some(Output::Tree(tree))
     }
 
+    /// A result that another cache has: brought into the store and recorded there.
+    fn find_imported(&self, graph: &Graph, vertex: VertexId, key: CacheKey) -> Result<Option<Output>, EngineError> {
+        let Some(found) = self.imports.find(&key.0)? else { return Ok(None) };
+        let op = &graph[vertex].op;
+        // The name of a base image says what its layers are; a cache that has others under it is wrong or forged.
+        if let Op::Source(SourceOp::Image(image)) = op
+            && found.chain_id().is_none_or(|chain| chain.to_string() != image.chain_id)
+        {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let tree = self.imports.bring(&found, &self.images(), &self.events, self.step(vertex))?;
+        let locals = self
+            .locals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&vertex.index())
+            .cloned()
+            .unwrap_or_default();
+        // What the inputs were is known of local directories only.
+        let known = |n: usize| locals.get(n).copied().flatten().map_or(Fact::Unknown, |key| Fact::Digest(key.0));
+        let facts: Vec<Fact> = (0..graph[vertex].inputs.len()).map(known).collect();
+        self.store.add_record(&NewRecord {
+            key: key.0,
+            op: graph[vertex].op_digest.0,
+            result_key: None,
+            inputs: &Fact::to_text(&facts),
+            tree,
+            description: &graph[vertex].meta.name,
+            duration_ms: began.elapsed().as_millis() as u64,
+        })?;
+        Ok(Some(Output::Tree(tree)))
+    }
+
     fn execute(&self, task: &Task<'_, Output>) -> Result<Output, EngineError> {
         let step = self.step(task.vertex);
         match &task.graph[task.vertex].op {
@@ -204,8 +241,11 @@ impl Worker for BuildWorker {
         Ok(digests)
     }
 
-    fn find(&self, _: &Graph, _: VertexId, key: CacheKey) -> Result<Option<Output>, EngineError> {
-        Ok(self.usable(self.store.find_record(&key.0)?))
+    fn find(&self, graph: &Graph, vertex: VertexId, key: CacheKey) -> Result<Option<Output>, EngineError> {
+        match self.usable(self.store.find_record(&key.0)?) {
+            Some(output) => Ok(Some(output)),
+            None => self.find_imported(graph, vertex, key),
+        }
     }
 
     fn find_by_inputs(

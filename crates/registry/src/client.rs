@@ -150,7 +150,8 @@ impl Client {
 
     /// Answers a challenge; `None` if there is nothing to answer it with.
     async fn authenticate(&self, call: &Call<'_>, headers: &HeaderMap) -> Result<Option<HeaderValue>, RegistryError> {
-        let mut challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|h| Challenge::parse(h.to_str().ok()?));
+        let mut challenges =
+            headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|h| Challenge::parse(h.to_str().ok()?));
         let Some(challenge) = challenges.next_back() else {
             return Ok(None);
         };
