@@ -93,8 +93,11 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "CACHE")]
     cache_to: Vec<String>,
     /// Provenance attestation: `true`, `false`, `mode=min`, `mode=max`
-    #[arg(long, value_name = "ATTEST", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_name = "ATTEST")]
     provenance: Option<String>,
+    /// SBOM attestation: `false`; making one is not there yet
+    #[arg(long, value_name = "ATTEST")]
+    sbom: Option<String>,
     /// Attestation (`type=provenance,mode=…`)
     #[arg(long, value_name = "ATTEST")]
     attest: Vec<String>,
@@ -374,6 +377,9 @@ fn cache(text: &str, place: &str) -> Result<LocalCache> {
 
 fn provenance(args: &BuildArgs) -> Result<Provenance> {
     let mut texts: Vec<String> = args.provenance.iter().map(|p| format!("type=provenance,{p}")).collect();
+    if let Some(sbom) = args.sbom.as_deref().filter(|s| !matches!(boolean(s), Ok(false))) {
+        bail!("SBOM attestations are not there yet: `--sbom={sbom}`");
+    }
     texts.extend(args.attest.iter().cloned());
     let mut provenance = Provenance::Off;
     for text in texts {
