@@ -1,5 +1,6 @@
 //! Caches in directories: what one store wrote serves another.
 
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fs;
@@ -13,12 +14,16 @@ use xbuild_engine::request::{
 };
 use xbuild_engine::{Engine, EngineError};
 use xbuild_graph::NetworkMode;
+use xbuild_oci::Digest;
 use xbuild_solver::Cancel;
 
 type Done = Result<(), Box<dyn Error>>;
 
 const TWO_STAGES: &str =
     "FROM scratch AS gen\nCOPY a /gen\nFROM scratch\nCOPY --from=gen /gen /gen\nCOPY b /b\n";
+
+/// Names of steps, and what was said.
+type Seen = (BTreeMap<u32, String>, Vec<String>);
 
 /// A context with the files `a` and `b`, and room for stores and caches.
 struct Place(tempfile::TempDir);
@@ -78,7 +83,7 @@ impl Place {
     /// Builds on the store `store`; says which COPY steps had to run, and the warnings.
     fn build(&self, store: &str, request: &Request) -> Result<Vec<String>, EngineError> {
         let engine = Engine::open(&self.path(store), None, || (1_000_000, 0))?;
-        let seen: Arc<Mutex<(BTreeMap<u32, String>, Vec<String>)>> = Arc::default();
+        let seen: Arc<Mutex<Seen>> = Arc::default();
         let log = seen.clone();
         let sink = move |event: Event| {
             let Ok(mut log) = log.lock() else { return };
@@ -106,6 +111,19 @@ fn blobs(cache: &Path) -> std::io::Result<Vec<PathBuf>> {
     entries.map(|e| Ok(e?.path())).collect()
 }
 
+fn output(kind: OutputKind) -> Vec<Output> {
+    vec![Output {
+        kind,
+        names: Vec::new(),
+        packing: Packing::Gzip(6),
+        force_compression: false,
+        oci_media_types: None,
+        rewrite_timestamp: false,
+        annotations: BTreeMap::new(),
+        platform_split: None,
+    }]
+}
+
 fn none() -> Vec<String> {
     Vec::new()
 }
@@ -120,19 +138,10 @@ fn an_empty_store_is_served() -> Done {
 
     let mut second = place.request(TWO_STAGES);
     second.cache_from = place.cache("cache", false);
-    second.outputs = vec![Output {
-        kind: OutputKind::Local {
-            dest: place.path("out"),
-            delete: false,
-        },
-        names: Vec::new(),
-        packing: Packing::Gzip(6),
-        force_compression: false,
-        oci_media_types: None,
-        rewrite_timestamp: false,
-        annotations: BTreeMap::new(),
-        platform_split: None,
-    }];
+    second.outputs = output(OutputKind::Local {
+        dest: place.path("out"),
+        delete: false,
+    });
     assert_eq!(place.build("two", &second)?, none());
     assert_eq!(fs::read_to_string(place.path("out/gen"))?, "a");
     assert_eq!(fs::read_to_string(place.path("out/b"))?, "b");
@@ -192,19 +201,10 @@ fn a_cache_does_not_grow() -> Done {
 fn a_base_image_comes_from_the_cache() -> Done {
     let place = Place::new()?;
     let mut base = place.request("FROM scratch\nCOPY a /base\n");
-    base.outputs = vec![Output {
-        kind: OutputKind::Oci {
-            dest: Destination::Path(place.path("base")),
-            tar: false,
-        },
-        names: Vec::new(),
-        packing: Packing::Gzip(6),
-        force_compression: false,
-        oci_media_types: None,
-        rewrite_timestamp: false,
-        annotations: BTreeMap::new(),
-        platform_split: None,
-    }];
+    base.outputs = output(OutputKind::Oci {
+        dest: Destination::Path(place.path("base")),
+        tar: false,
+    });
     place.build("zero", &base)?;
     let named = (
         "base".to_owned(),
@@ -221,7 +221,45 @@ fn a_base_image_comes_from_the_cache() -> Done {
     first.cache_to.clear();
     first.cache_from = place.cache("cache", false);
     assert_eq!(place.build("three", &first)?, none());
+
+    // A cache that calls the result of the COPY the base: it is not believed.
+    change_config(&place.path("cache"), |config| {
+        let records = config["records"].as_array_mut().into_iter().flatten();
+        for result in records.filter_map(|r| r.get_mut("layers")) {
+            result[0]["layer"] = 1.into();
+        }
+    })?;
+    second.outputs = output(OutputKind::Local {
+        dest: place.path("out"),
+        delete: false,
+    });
+    assert_eq!(place.build("four", &second)?, ["b /other"]);
+    assert!(place.path("out/base").exists() && !place.path("out/b").exists());
     Ok(())
+}
+
+/// Changes the document of a cache, and every digest that leads to it.
+fn change_config(cache: &Path, change: impl FnOnce(&mut Value)) -> Done {
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().unwrap_or_default();
+        cache
+            .join("blobs/sha256")
+            .join(digest.trim_start_matches("sha256:"))
+    };
+    let read = |path: &Path| Ok::<Value, Box<dyn Error>>(serde_json::from_slice(&fs::read(path)?)?);
+    let write = |value: &Value, descriptor: &mut Value| {
+        let bytes = value.to_string().into_bytes();
+        descriptor["digest"] = Digest::of(&bytes).to_string().into();
+        descriptor["size"] = bytes.len().into();
+        fs::write(blob(descriptor), bytes)
+    };
+    let mut index = read(&cache.join("index.json"))?;
+    let mut manifest = read(&blob(&index["manifests"][0]))?;
+    let mut config = read(&blob(&manifest["config"]))?;
+    change(&mut config);
+    write(&config, &mut manifest["config"])?;
+    write(&manifest, &mut index["manifests"][0])?;
+    Ok(fs::write(cache.join("index.json"), index.to_string())?)
 }
 
 #[test]
