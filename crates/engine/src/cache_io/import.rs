@@ -87,7 +87,11 @@ impl Imports {
     ) -> Result<TreeId, EngineError> {
         let _one = self.bringing.lock().unwrap_or_else(PoisonError::into_inner);
         let origin = Origin::Layout(found.path.clone());
-        images.unpack_layers(&found.layers, &origin, &found.shown, events, step)
+        let tree = images.unpack_layers(&found.layers, &origin, &found.shown, events, step);
+        tree.map_err(|e| {
+            let why = chain_text(&e);
+            EngineError::Source(format!("cannot take layers from {}: {why}", found.shown))
+        })
     }
 }
 
