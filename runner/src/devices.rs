@@ -47,6 +47,15 @@ impl DeviceControl {
         self.original.is_some()
     }
 
+    /// Leaves the group for good and removes it; to be called when all children are gone.
+    pub(crate) fn dissolve(&self) {
+        if let Some(group) = &self.original {
+            // What stays is swept by the next helper.
+            let _ = write(&group.join("cgroup.procs"), "0");
+            let _ = fs::remove_dir(group.join(format!("{PREFIX}{}", std::process::id())));
+        }
+    }
+
     /// Takes the calling process out of the limits.
     pub(crate) fn leave(&self) -> Result<(), Failure> {
         match &self.original {

@@ -84,6 +84,7 @@ fn serve() -> io::Result<()> {
             }
         }
     }
+    server.devices.dissolve();
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use xbuild_cache::Packing;
 use xbuild_engine::request::{
     ContextInput, Destination, DockerfileInput, LocalCache, NoCache, Output, OutputKind, Provenance, Request,
-    SecretValue,
+    Resources, SecretValue,
 };
 use xbuild_graph::{NetworkMode, Platform};
 
@@ -71,6 +71,9 @@ pub(crate) struct BuildArgs {
     /// Parent cgroup of RUN
     #[arg(long, value_name = "PATH")]
     cgroup_parent: Option<String>,
+    /// Limit of every RUN step: `memory`, `cpu-quota`, `cpu-period`, `cpu-shares`, `cpuset-cpus`, `cpuset-mems` (`name=value`)
+    #[arg(long, value_name = "NAME=VALUE")]
+    resource: Vec<String>,
     /// Secret for RUN (`id=mysecret[,src=/local/file|,env=NAME]`)
     #[arg(long, value_name = "SECRET")]
     secret: Vec<String>,
@@ -207,6 +210,7 @@ fn request(args: &BuildArgs) -> Result<Request> {
         shm_size: args.shm_size.as_deref().map(size).transpose()?,
         ulimits: args.ulimit.iter().map(|u| ulimit(u)).collect::<Result<_>>()?,
         cgroup_parent: args.cgroup_parent.clone().unwrap_or_default(),
+        resources: resources(&args.resource)?,
         secrets: args.secret.iter().map(|s| secret(s)).collect::<Result<_>>()?,
         ssh: args.ssh.iter().map(|s| ssh(s)).collect::<Result<_>>()?,
         cache_to: args.cache_to.iter().map(|c| cache(c, "dest")).collect::<Result<_>>()?,
@@ -363,6 +367,25 @@ fn ssh(text: &str) -> Result<(String, PathBuf)> {
     Ok((if id.is_empty() { "default" } else { id }.to_owned(), path))
 }
 
+fn resources(list: &[String]) -> Result<Resources> {
+    let mut limits = Resources::default();
+    for text in list {
+        for (name, value) in pairs(text)? {
+            let number = || value.parse::<u64>().with_context(|| format!("`{value}` of `{text}` is not a number"));
+            match name.as_str() {
+                "memory" => limits.memory = Some(size(&value)?),
+                "cpu-quota" => limits.cpu_quota = Some(number()?),
+                "cpu-period" => limits.cpu_period = Some(number()?),
+                "cpu-shares" => limits.cpu_shares = Some(number()?),
+                "cpuset-cpus" => limits.cpuset_cpus = Some(value),
+                "cpuset-mems" => limits.cpuset_mems = Some(value),
+                other => bail!("unknown resource `{other}` in `{text}`"),
+            }
+        }
+    }
+    Ok(limits)
+}
+
 fn cache(text: &str, place: &str) -> Result<LocalCache> {
     let pairs = pairs(text)?;
     match pairs.get("type").map(String::as_str) {
@@ -371,7 +394,14 @@ fn cache(text: &str, place: &str) -> Result<LocalCache> {
         None => bail!("`{text}` has no type; write type=local,{place}=DIR"),
     }
     let path = pairs.get(place).with_context(|| format!("`{text}` has no {place}"))?;
-    let all = pairs.get("mode").is_some_and(|m| m == "max");
+    let all = match pairs.get("mode").map(String::as_str) {
+        None | Some("min") => false,
+        Some("max") => true,
+        Some(other) => bail!("unknown cache mode `{other}` (min, max)"),
+    };
+    if let Some(other) = pairs.keys().find(|k| !matches!(k.as_str(), "type" | "mode") && *k != place) {
+        bail!("`{other}` of `{text}` is not supported");
+    }
     Ok(LocalCache { path: PathBuf::from(path), all })
 }
 

@@ -87,8 +87,8 @@ impl Engine {
         self.runtime.handle()
     }
 
-    pub(crate) fn images(&self) -> Images<'_> {
-        Images { store: &self.store, net: &self.net, runtime: self.runtime.handle() }
+    pub(crate) fn images<'a>(&'a self, cancel: &'a Cancel) -> Images<'a> {
+        Images { store: &self.store, net: &self.net, runtime: self.runtime.handle(), cancel }
     }
 
     /// The sandbox launcher; its helper starts with the first process.
@@ -122,10 +122,11 @@ impl Engine {
         loaded: &Loaded,
         contexts: &'a Mutex<Contexts>,
         events: &'a Events,
+        cancel: &'a Cancel,
     ) -> Result<BuildResolver<'a>, EngineError> {
         let named = request.named_contexts.iter().map(|(name, value)| Ok((name.clone(), Named::parse(value)?)));
         Ok(BuildResolver {
-            images: self.images(),
+            images: self.images(cancel),
             events,
             named: named.collect::<Result<_, EngineError>>()?,
             contexts,
@@ -136,12 +137,14 @@ impl Engine {
 
     /// Builds, and writes the outputs.
     pub fn build(&self, request: &Request, sink: Arc<Sink>, cancel: &Cancel) -> Result<Response, EngineError> {
-        let events = Events::new(sink);
         let started = self.now();
+        let (seconds, nanos) = (self.clock)();
+        let id = format!("{seconds}-{nanos:09}-{}", std::process::id());
+        let events = Events::new(crate::log::keep(self.store.root(), &id, sink));
         let loaded = self.load(request, &events)?;
         let contexts = Mutex::new(Contexts::default());
         let lowered = {
-            let resolver = self.resolver(request, &loaded, &contexts, &events)?;
+            let resolver = self.resolver(request, &loaded, &contexts, &events, cancel)?;
             frontend::lower(&loaded.parsed, &options(request), &resolver)
         };
         let plan = lowered.map_err(|d| rendered(&d, &loaded.source))?;
@@ -250,6 +253,9 @@ impl Engine {
             locals: Mutex::default(),
             indexes: Mutex::default(),
             network: network::Settings::of_host(),
+            cancel: cancel.clone(),
+            resources: request.resources.clone(),
+            groups: Default::default(),
             epoch: request.source_date_epoch,
             imports,
         });

@@ -7,6 +7,7 @@ use crate::request::Request;
 use crate::{Engine, EngineError};
 use std::sync::{Arc, Mutex};
 use xbuild_frontend as frontend;
+use xbuild_solver::Cancel;
 
 /// An answer for standard output.
 #[derive(Clone, Debug)]
@@ -23,7 +24,8 @@ impl Engine {
         let events = Events::new(Arc::new(|_| {}));
         let loaded = self.load(request, &events)?;
         let contexts = Mutex::new(Contexts::default());
-        let resolver = self.resolver(request, &loaded, &contexts, &events)?;
+        let cancel = Cancel::new();
+        let resolver = self.resolver(request, &loaded, &contexts, &events, &cancel)?;
         let (parsed, options) = (&loaded.parsed, options(request));
         let failed = |d: Vec<frontend::Diagnostic>| rendered(&d, &loaded.source);
         let (text, value, success) = match method {

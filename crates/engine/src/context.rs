@@ -198,7 +198,7 @@ fn read_regular(path: &Path) -> Result<Vec<u8>, EngineError> {
     })?;
     if !meta.is_file() || meta.len() > TEXT_MAX {
         return Err(EngineError::Source(format!(
-            "failed to read dockerfile: {} is not a file of at most 16 MiB",
+            "failed to read dockerfile: {} is not a file within the size limit of 16 MiB",
             path.display()
         )));
     }

@@ -30,6 +30,17 @@ pub enum EngineError {
     /// Files of a tree could not be read or written.
     #[error(transparent)]
     Tree(#[from] xbuild_cache::tree::TreeError),
+    /// A layer of an image could not be unpacked.
+    #[error("cannot unpack the layer {layer} of {image}")]
+    Layer {
+        /// Digest of the layer's blob.
+        layer: xbuild_oci::Digest,
+        /// The image, as it was named.
+        image: String,
+        /// Why not.
+        #[source]
+        source: xbuild_cache::tree::TreeError,
+    },
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] xbuild_registry::RegistryError),

@@ -12,6 +12,8 @@ use xbuild_cache::{NewTree, Packing, Staging, Store, StoreError, TreeId};
 use xbuild_frontend::ResolvedImage;
 use xbuild_graph::{ImageSource, Platform};
 use xbuild_oci::{Descriptor, Digest, Document, ImageConfig, Index, Manifest, Reference, Sha256Writer};
+use xbuild_registry::RegistryError;
+use xbuild_solver::Cancel;
 
 /// Deepest nesting of indexes.
 const MAX_NESTING: usize = 4;
@@ -59,9 +61,22 @@ pub(crate) struct Images<'a> {
     pub(crate) store: &'a Store,
     pub(crate) net: &'a Net,
     pub(crate) runtime: &'a tokio::runtime::Handle,
+    /// Ends what waits for a registry.
+    pub(crate) cancel: &'a Cancel,
 }
 
 impl Images<'_> {
+    /// Waits for a registry's answer, or for the end of the build.
+    fn wait<T>(&self, answer: impl Future<Output = Result<T, RegistryError>>) -> Result<T, EngineError> {
+        self.runtime.block_on(async {
+            // Both arms are dropped whole: a blob that is left half-way is discarded by its owner.
+            tokio::select! {
+                answer = answer => Ok(answer?),
+                () = self.cancel.wait() => Err(EngineError::Cancelled),
+            }
+        })
+    }
+
     /// Resolves a name: first in the store, unless `fresh`, then in the registry.
     pub(crate) fn resolve(&self, name: &str, platform: &Platform, fresh: bool) -> Result<ResolvedImage, EngineError> {
         let reference: Reference =
@@ -74,7 +89,7 @@ impl Images<'_> {
         {
             return self.resolve_digest(&reference.to_string(), digest, &Origin::Registry(reference), platform);
         }
-        let fetched = self.runtime.block_on(self.net.registry()?.manifest(&reference))?;
+        let fetched = self.wait(self.net.registry()?.manifest(&reference))?;
         let digest = self.store.put_blob(&fetched.bytes)?;
         Document::parse(&fetched.bytes, &fetched.media_type).map_err(|e| bad(name, &e))?;
         self.resolve_digest(&reference.to_string(), digest, &Origin::Registry(reference), platform)
@@ -183,7 +198,7 @@ impl Images<'_> {
             Origin::Layout(path) => read_bounded(&layout_blob(path, digest), Document::MAX_SIZE as u64),
             Origin::Registry(reference) => {
                 let by_digest = Reference { tag: None, digest: Some(digest), ..reference.clone() };
-                Ok(self.runtime.block_on(self.net.registry()?.manifest(&by_digest))?.bytes)
+                Ok(self.wait(self.net.registry()?.manifest(&by_digest))?.bytes)
             }
             Origin::Store => Err(EngineError::Source(format!("{shown}: {digest} is not in the store"))),
         })
@@ -196,7 +211,7 @@ impl Images<'_> {
             Origin::Registry(reference) => {
                 let mut bytes = Vec::new();
                 let client = self.net.registry()?;
-                self.runtime.block_on(client.blob(reference, config, |chunk| bytes.write_all(chunk)))?;
+                self.wait(client.blob(reference, config, |chunk| bytes.write_all(chunk)))?;
                 Ok(bytes)
             }
             Origin::Store => Err(EngineError::Source(format!("{shown}: {} is not in the store", config.digest))),
@@ -305,7 +320,8 @@ impl Images<'_> {
         let target = staging.path().join("fs");
         std::fs::create_dir(&target).map_err(|e| EngineError::io("make", &target, e))?;
         let mut hashed = HashReader { inner: &mut reader, hash: Sha256Writer::new(std::io::sink()) };
-        tree::unpack_layer(&mut hashed, &target, base, Marks::Trusted, Limits::default())?;
+        tree::unpack_layer(&mut hashed, &target, base, Marks::Trusted, Limits::default())
+            .map_err(|source| EngineError::Layer { layer: layer.digest, image: job.shown.to_owned(), source })?;
         std::io::copy(&mut hashed, &mut std::io::sink()).map_err(|e| EngineError::io("read", &path, e))?;
         let (_, found, _) = hashed.hash.finish();
         if found != diff_id {
@@ -348,16 +364,16 @@ impl Images<'_> {
                     report(blob.size());
                     Ok(())
                 });
-                self.runtime.block_on(fetch)?;
+                self.wait(fetch)?;
             }
             Origin::Layout(path) => {
                 let from = layout_blob(path, layer.digest);
-                let file = std::fs::File::open(&from).map_err(|e| EngineError::io("open", &from, e))?;
+                let file = open_regular(&from)?;
                 std::io::copy(&mut file.take(layer.size.saturating_add(1)), &mut blob)
                     .map_err(|e| EngineError::io("copy", &from, e))?;
                 if blob.size() != layer.size {
                     return Err(EngineError::Source(format!(
-                        "{shown}: the layer {} does not have {} bytes",
+                        "{shown}: the layer {} does not have the promised size of {} bytes",
                         layer.digest, layer.size
                     )));
                 }
@@ -489,6 +505,18 @@ fn bad(shown: &str, error: &xbuild_oci::DocumentError) -> EngineError {
 
 pub(crate) fn layout_blob(path: &Path, digest: Digest) -> PathBuf {
     path.join("blobs/sha256").join(digest.hex())
+}
+
+/// Opens a file of a layout; a pipe or device there would hang the build.
+fn open_regular(path: &Path) -> Result<std::fs::File, EngineError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = std::fs::File::options().read(true).custom_flags(nonblocking).open(path);
+    let file = file.map_err(|e| EngineError::io("open", path, e))?;
+    match file.metadata() {
+        Ok(meta) if meta.is_file() => Ok(file),
+        _ => Err(EngineError::Source(format!("`{}` is not a regular file", path.display()))),
+    }
 }
 
 pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, EngineError> {

@@ -14,6 +14,7 @@ use xbuild_exporter::layers::Layer;
 use xbuild_exporter::{Content, Item, archive};
 use xbuild_graph::Platform;
 use xbuild_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, MediaType, Reference};
+use xbuild_solver::Cancel;
 
 /// A line of `images`.
 #[derive(Clone, Debug)]
@@ -275,7 +276,8 @@ impl Engine {
             name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let events = Events::new(sink);
-        let images = self.images();
+        let cancel = Cancel::new();
+        let images = self.images(&cancel);
         let resolved = events.step(&format!("pulling {reference}"), |step| {
             let resolved = images.resolve(name, &platform, true)?;
             let tree = images.unpack(&resolved.source, &events, step)?;
@@ -344,7 +346,8 @@ impl Engine {
     }
 
     fn load_entry(&self, layout: &Path, entry: &Descriptor, events: &Events) -> Result<String, EngineError> {
-        let images = self.images();
+        let cancel = Cancel::new();
+        let images = self.images(&cancel);
         let resolved = images.resolve_layout(layout, Some(&entry.digest.to_string()), &Platform::host())?;
         let tree = events.step("loading layers", |step| images.unpack(&resolved.source, events, step))?;
         let manifest: Digest = resolved.source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;

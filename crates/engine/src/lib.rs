@@ -15,6 +15,7 @@ mod git;
 mod http;
 mod image;
 pub mod images;
+mod log;
 mod net;
 mod network;
 mod ops;

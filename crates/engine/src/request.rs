@@ -142,6 +142,23 @@ pub enum NoCache {
     Stages(Vec<String>),
 }
 
+/// `--resource`: limits of every RUN step, in the units of docker's flags of the same names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Microseconds in a period.
+    pub cpu_quota: Option<u64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// Relative weight.
+    pub cpu_shares: Option<u64>,
+    /// `0-1`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes.
+    pub cpuset_mems: Option<String>,
+}
+
 /// A build.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -179,6 +196,8 @@ pub struct Request {
     pub ulimits: Vec<Ulimit>,
     /// `--cgroup-parent`.
     pub cgroup_parent: String,
+    /// `--resource`.
+    pub resources: Resources,
     /// `--secret`.
     pub secrets: BTreeMap<String, SecretValue>,
     /// `--ssh`: id to socket.

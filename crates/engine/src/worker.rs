@@ -6,7 +6,7 @@ use crate::event::{EventKind, Events, StepId};
 use crate::image::Images;
 use crate::net::Net;
 use crate::ops::{self, select};
-use crate::request::SecretValue;
+use crate::request::{Resources, SecretValue};
 use crate::{EngineError, git, http};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use xbuild_cache::tree::StatIndex;
 use xbuild_cache::{NewRecord, Record, Store, TreeId};
 use xbuild_graph::{Graph, Op, SourceOp, VertexId};
 use xbuild_runner::Launcher;
-use xbuild_solver::{CacheKey, Task, Worker};
+use xbuild_solver::{CacheKey, Cancel, Task, Worker};
 
 /// Newest records of an op whose inputs are compared when the definition key missed.
 const CANDIDATES: u32 = 8;
@@ -49,6 +49,12 @@ pub(crate) struct BuildWorker {
     /// Digests of context files, remembered between builds.
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
     pub(crate) network: crate::network::Settings,
+    /// Ends the build.
+    pub(crate) cancel: Cancel,
+    /// Limits of every exec.
+    pub(crate) resources: Resources,
+    /// Numbers control groups.
+    pub(crate) groups: std::sync::atomic::AtomicU32,
     /// Times of files made by the build.
     pub(crate) epoch: Option<i64>,
     /// Caches that are asked when the store has no record.
@@ -57,7 +63,7 @@ pub(crate) struct BuildWorker {
 
 impl BuildWorker {
     pub(crate) fn images(&self) -> Images<'_> {
-        Images { store: &self.store, net: &self.net, runtime: &self.runtime }
+        Images { store: &self.store, net: &self.net, runtime: &self.runtime, cancel: &self.cancel }
     }
 
     pub(crate) fn step(&self, vertex: VertexId) -> StepId {

@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex};
 use xbuild_cache::Packing;
 use xbuild_engine::event::{Event, EventKind};
 use xbuild_engine::request::{
-    ContextInput, Destination, DockerfileInput, LocalCache, NoCache, Output, OutputKind,
-    Provenance, Request,
+    ContextInput, Destination, DockerfileInput, LocalCache, NoCache, Output, OutputKind, Provenance, Request,
 };
 use xbuild_engine::{Engine, EngineError};
 use xbuild_graph::NetworkMode;
@@ -19,8 +18,7 @@ use xbuild_solver::Cancel;
 
 type Done = Result<(), Box<dyn Error>>;
 
-const TWO_STAGES: &str =
-    "FROM scratch AS gen\nCOPY a /gen\nFROM scratch\nCOPY --from=gen /gen /gen\nCOPY b /b\n";
+const TWO_STAGES: &str = "FROM scratch AS gen\nCOPY a /gen\nFROM scratch\nCOPY --from=gen /gen /gen\nCOPY b /b\n";
 
 /// Names of steps, and what was said.
 type Seen = (BTreeMap<u32, String>, Vec<String>);
@@ -74,10 +72,7 @@ impl Place {
     }
 
     fn cache(&self, name: &str, all: bool) -> Vec<LocalCache> {
-        vec![LocalCache {
-            path: self.path(name),
-            all,
-        }]
+        vec![LocalCache { path: self.path(name), all }]
     }
 
     /// Builds on the store `store`; says which COPY steps had to run, and the warnings.
@@ -138,10 +133,7 @@ fn an_empty_store_is_served() -> Done {
 
     let mut second = place.request(TWO_STAGES);
     second.cache_from = place.cache("cache", false);
-    second.outputs = output(OutputKind::Local {
-        dest: place.path("out"),
-        delete: false,
-    });
+    second.outputs = output(OutputKind::Local { dest: place.path("out"), delete: false });
     assert_eq!(place.build("two", &second)?, none());
     assert_eq!(fs::read_to_string(place.path("out/gen"))?, "a");
     assert_eq!(fs::read_to_string(place.path("out/b"))?, "b");
@@ -173,11 +165,7 @@ fn max_has_every_stage_and_passes_on_what_it_did_not_need() -> Done {
     ] {
         let mut third = place.request(&other);
         third.cache_from = place.cache(cache, false);
-        assert_eq!(
-            place.build(&format!("three-{cache}"), &third)?,
-            ran,
-            "{cache}"
-        );
+        assert_eq!(place.build(&format!("three-{cache}"), &third)?, ran, "{cache}");
     }
     Ok(())
 }
@@ -201,15 +189,9 @@ fn a_cache_does_not_grow() -> Done {
 fn a_base_image_comes_from_the_cache() -> Done {
     let place = Place::new()?;
     let mut base = place.request("FROM scratch\nCOPY a /base\n");
-    base.outputs = output(OutputKind::Oci {
-        dest: Destination::Path(place.path("base")),
-        tar: false,
-    });
+    base.outputs = output(OutputKind::Oci { dest: Destination::Path(place.path("base")), tar: false });
     place.build("zero", &base)?;
-    let named = (
-        "base".to_owned(),
-        format!("oci-layout://{}", place.path("base").display()),
-    );
+    let named = ("base".to_owned(), format!("oci-layout://{}", place.path("base").display()));
     let mut first = place.request("FROM base\nCOPY b /b\n");
     first.named_contexts = vec![named.clone()];
     first.cache_to = place.cache("cache", true);
@@ -229,10 +211,7 @@ fn a_base_image_comes_from_the_cache() -> Done {
             result[0]["layer"] = 1.into();
         }
     })?;
-    second.outputs = output(OutputKind::Local {
-        dest: place.path("out"),
-        delete: false,
-    });
+    second.outputs = output(OutputKind::Local { dest: place.path("out"), delete: false });
     assert_eq!(place.build("four", &second)?, ["b /other"]);
     assert!(place.path("out/base").exists() && !place.path("out/b").exists());
     Ok(())
@@ -242,9 +221,7 @@ fn a_base_image_comes_from_the_cache() -> Done {
 fn change_config(cache: &Path, change: impl FnOnce(&mut Value)) -> Done {
     let blob = |descriptor: &Value| {
         let digest = descriptor["digest"].as_str().unwrap_or_default();
-        cache
-            .join("blobs/sha256")
-            .join(digest.trim_start_matches("sha256:"))
+        cache.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
     };
     let read = |path: &Path| Ok::<Value, Box<dyn Error>>(serde_json::from_slice(&fs::read(path)?)?);
     let write = |value: &Value, descriptor: &mut Value| {
@@ -268,10 +245,7 @@ fn a_missing_cache_is_said_and_a_damaged_one_refused() -> Done {
     let mut request = place.request(TWO_STAGES);
     request.cache_from = place.cache("nowhere", false);
     let said = place.build("one", &request)?.join("\n");
-    assert!(
-        said.contains("local cache import at") && said.contains("nowhere not found"),
-        "{said}"
-    );
+    assert!(said.contains("local cache import at") && said.contains("nowhere not found"), "{said}");
 
     request.cache_from.clear();
     request.cache_to = place.cache("cache", true);

@@ -9,7 +9,7 @@ pub struct Digest([u8; 32]);
 
 /// A digest that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a sha256 digest (sha256:<64 hex digits>)")]
+#[error("invalid digest `{0}`: only sha256:<64 hex digits> is supported")]
 pub struct DigestError(String);
 
 impl Digest {

@@ -133,16 +133,16 @@ pub enum Document {
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
     /// Not JSON, or fields of the wrong type.
-    #[error("the document is not an image manifest or index")]
-    Syntax(#[from] serde_json::Error),
+    #[error("invalid manifest: the document is not an image manifest or index: {0}")]
+    Syntax(serde_json::Error),
     /// Has the fields of both (CVE-2021-41190).
-    #[error("the document is a manifest and an index at once")]
+    #[error("invalid manifest: the document is ambiguous, a manifest and an index at once")]
     Ambiguous,
     /// Its `mediaType` contradicts its fields, or is none that is known.
     #[error("the document's media type `{0}` does not fit its content")]
     MediaType(String),
     /// Too large to be one.
-    #[error("the document has {0} bytes; at most {max} are read", max = Document::MAX_SIZE)]
+    #[error("the manifest has {0} bytes; at most {max} are read", max = Document::MAX_SIZE)]
     TooLarge(usize),
 }
 
@@ -158,7 +158,8 @@ impl Document {
         if bytes.len() > Self::MAX_SIZE {
             return Err(DocumentError::TooLarge(bytes.len()));
         }
-        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes)?;
+        let fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(bytes).map_err(DocumentError::Syntax)?;
         let own = fields.get("mediaType").and_then(|v| v.as_str()).unwrap_or_default();
         let is_index = fields.contains_key("manifests");
         if is_index && (fields.contains_key("layers") || fields.contains_key("config")) {
@@ -173,8 +174,8 @@ impl Document {
         }
         let value = serde_json::Value::Object(fields);
         Ok(match is_index {
-            true => Self::Index(serde_json::from_value(value)?),
-            false => Self::Manifest(null_layers(value)?),
+            true => Self::Index(serde_json::from_value(value).map_err(DocumentError::Syntax)?),
+            false => Self::Manifest(null_layers(value).map_err(DocumentError::Syntax)?),
         })
     }
 }

@@ -53,7 +53,7 @@ pub enum RegistryError {
         expected: Digest,
     },
     /// The size is not the one that was promised.
-    #[error("{what}: got {found} bytes, expected {expected}")]
+    #[error("{what}: size mismatch, got {found} bytes, expected {expected}")]
     Size {
         /// What was fetched.
         what: String,

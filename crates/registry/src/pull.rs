@@ -24,8 +24,12 @@ impl Client {
         let call = self.manifest_call(reference, Method::GET)?;
         let response = self.send(&call).await?;
         let media_type = header(response.headers(), CONTENT_TYPE.as_str());
+        let stated: Option<Digest> = header(response.headers(), "docker-content-digest").parse().ok();
         let bytes = bounded(&call, response, Document::MAX_SIZE).await?;
         let digest = Digest::of(&bytes);
+        if let Some(expected) = stated.filter(|d| *d != digest) {
+            return Err(RegistryError::Digest { what: call.what, found: digest, expected });
+        }
         if let Some(expected) = reference.digest.filter(|d| *d != digest) {
             return Err(RegistryError::Digest { what: call.what, found: digest, expected });
         }

@@ -16,6 +16,7 @@ use crate::spec::{Network, Security, Spec};
 use program::Program;
 use resolve::Root;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, fchdir, getcwd, pivot_root, setsid, umask};
 use rustix::thread::UnshareFlags;
@@ -132,7 +133,16 @@ fn swap_root(root: &Root, host_root: OwnedFd) -> Result<(), Failure> {
     pivot_root(".", ".").during(|| "change the root".to_owned())?;
     // The old root now lies over the new one; it is taken off by its descriptor, not by a name.
     fchdir(&host_root).during(|| "enter the old root".to_owned())?;
-    unmount(".", UnmountFlags::DETACH).during(|| "let go of the old root".to_owned())?;
+    // A look-up of "." ends at what is mounted on top of it, so the staging memory goes first and the old root after it.
+    let mut taken_off = 0;
+    loop {
+        match unmount(".", UnmountFlags::DETACH) {
+            Ok(()) => taken_off += 1,
+            // No longer a mount of this namespace: all of it is gone.
+            Err(Errno::INVAL) if taken_off > 0 => break,
+            Err(error) => return Err(error).during(|| "let go of the old root".to_owned()),
+        }
+    }
     fchdir(root.fd()).during(|| "enter the root file system".to_owned())
 }
 

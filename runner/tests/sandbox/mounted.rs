@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("tmpfs_file_and_socket_mounts", memory),
     ("overlay_mounts_and_scratch_writes", overlay),
     ("targets_through_links_stay_inside_the_root", links),
+    ("nothing_of_the_host_stays_mounted", only_own_root),
     ("the_stub_cleaner_follows_no_link", cleaner),
     ("what_the_step_put_into_a_stub_stays", stub_used),
     ("times_of_parents_stay", times),
@@ -140,6 +141,12 @@ fn overlay(world: &World) {
     ];
     assert_eq!(world.run(&spec).text(), "/ro:\na\nb\n\n/rw/sub:\na\nb\n\n/single:\nb\nro\nrw\n");
     assert!(upper.join("x").exists());
+}
+
+/// A mount of the host that stays over the root would be reached by `..` from a directory of it.
+fn only_own_root(world: &World) {
+    let spec = world.spec("awk '$5 == \"/\" { n++ } END { print n }' /proc/self/mountinfo; cd /proc; ls -d ../proc/1");
+    assert_eq!(world.run(&spec).text(), "1\n../proc/1\n");
 }
 
 fn links(world: &World) {

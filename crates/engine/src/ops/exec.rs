@@ -3,6 +3,7 @@
 use super::{file, select};
 use crate::event::EventKind;
 use crate::network::hosts_file;
+use crate::request::Resources;
 use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepFailure};
 use std::io::Read;
@@ -13,7 +14,8 @@ use xbuild_cache::tree::{Marks, View};
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
 use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
 use xbuild_runner::{
-    End, MountSource, MountSpec, Network, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec, Stdio, users,
+    CgroupSpec, End, MountSource, MountSpec, Network, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec,
+    Stdio, users,
 };
 use xbuild_solver::Task;
 
@@ -272,8 +274,29 @@ fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared) -> Result<Spec, 
         resolv_conf: Some(worker.network.resolv_conf.clone()),
         shm_size: op.shm_size,
         rlimits: op.ulimits.iter().map(limit).collect(),
-        cgroup: None,
+        cgroup: cgroup(worker, op),
         ..Spec::new(root, op.args.clone())
+    })
+}
+
+/// A group of its own where a parent or limits are asked for; whether they can be set is found out when the step starts.
+fn cgroup(worker: &BuildWorker, op: &ExecOp) -> Option<CgroupSpec> {
+    let limits = &worker.resources;
+    if op.cgroup_parent.is_empty() && *limits == Resources::default() {
+        return None;
+    }
+    let parent = if op.cgroup_parent.is_empty() { "xbuild" } else { op.cgroup_parent.trim_matches('/') };
+    let n = worker.groups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    Some(CgroupSpec {
+        parent: parent.to_owned(),
+        name: format!("xbuild-{}-{n}", std::process::id()),
+        memory: limits.memory,
+        cpu_quota: limits.cpu_quota,
+        cpu_period: limits.cpu_period,
+        cpu_shares: limits.cpu_shares,
+        cpuset_cpus: limits.cpuset_cpus.clone(),
+        cpuset_mems: limits.cpuset_mems.clone(),
+        pids: None,
     })
 }
 
