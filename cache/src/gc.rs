@@ -47,7 +47,7 @@ pub struct Usage {
 /// What to remove.
 #[derive(Clone, Debug, Default)]
 pub struct PruneFilter {
-    /// Also what images and newer records stand on is given up as cache (image files stay).
+    /// Also records whose files an image has (the image keeps its files).
     pub all: bool,
     /// Only what was not used for this long.
     pub unused_for: Option<Duration>,
@@ -176,12 +176,16 @@ impl Store {
             )?;
             query.query_map(params![before, pattern], |row| row.get(0))?.collect::<Result<_, _>>()?
         };
+        let kept = if filter.all { BTreeSet::new() } else { self.records_of_images()? };
         let batch = if filter.keep_bytes.is_some() { 16 } else { old.len().max(1) };
         for records in old.chunks(batch) {
             {
                 let mut db = self.db();
                 let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
                 for record in records {
+                    if kept.contains(record) {
+                        continue;
+                    }
                     // Used again in the meantime: it stays.
                     if change.execute("DELETE FROM records WHERE id=?1 AND last_used<=?2", params![record, before])?
                         == 1
@@ -303,6 +307,16 @@ impl Store {
             }
         }
         Ok(held)
+    }
+
+    /// Records whose files an image has anyway: without `all` they stay, so that the image's next build is cached.
+    fn records_of_images(&self) -> Result<BTreeSet<i64>, StoreError> {
+        let held = self.held_trees()?;
+        let db = self.db();
+        let mut query = db.prepare("SELECT id, tree FROM records")?;
+        let rows = query.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        let rows: Vec<(i64, i64)> = rows.collect::<Result<_, _>>()?;
+        Ok(rows.into_iter().filter(|(_, tree)| held.contains(tree)).map(|(id, _)| id).collect())
     }
 
     /// Trees that images need, with all they stand on.

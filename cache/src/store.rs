@@ -100,7 +100,14 @@ impl Store {
     /// Waits for the right to do the work named `name`, so that equal work is done once, in this process and others.
     /// `None` if `stop` said so first.
     pub fn lock(&self, name: &str, stop: &dyn Fn() -> bool) -> Result<Option<FileLock>, StoreError> {
-        FileLock::take(&self.root.join("locks").join(name), stop)
+        let path = self.root.join("locks").join(name);
+        FileLock::wait(|| FileLock::try_take(&path), stop)
+    }
+
+    /// The same right, together with others that ask for it in this way.
+    pub fn share_lock(&self, name: &str, stop: &dyn Fn() -> bool) -> Result<Option<FileLock>, StoreError> {
+        let path = self.root.join("locks").join(name);
+        FileLock::wait(|| FileLock::try_share(&path), stop)
     }
 
     /// The right to do the work named `name` if nobody has it.
@@ -174,6 +181,20 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Whether the file system has less than a twentieth free, so that cache should go.
+    pub fn is_low_on_space(&self) -> bool {
+        rustix::fs::statvfs(&self.root).is_ok_and(|fs| fs.f_bavail < fs.f_blocks / 20)
+    }
+
+    /// Frees what is in the trash, and half of the cache where space is low.
+    pub fn collect(&self) -> Result<(), StoreError> {
+        if self.is_low_on_space() {
+            let used: u64 = self.usage()?.iter().map(|u| u.size).sum();
+            self.prune(&crate::PruneFilter { keep_bytes: Some(used / 2), ..Default::default() })?;
+        }
+        self.sweep()
     }
 
     /// Whether there is anything for [`Store::sweep`] to do.

@@ -172,7 +172,7 @@ impl Global {
 
     /// Frees what was thrown away, in a process of its own that outlives this one.
     pub(crate) fn sweep_later(&self, engine: &Engine) {
-        if !engine.store().needs_sweep() {
+        if !engine.store().needs_sweep() && !engine.store().is_low_on_space() {
             return;
         }
         let Ok(program) = std::env::current_exe() else {

@@ -44,7 +44,7 @@ pub(crate) enum StoreCommand {
         #[arg(long)]
         repair: bool,
     },
-    /// Free what was thrown away
+    /// Free what was thrown away, and cache where space is low
     Sweep,
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn store(command: &StoreCommand, global: &Global) -> Result<Outcome> 
     let engine = global.engine()?;
     match command {
         StoreCommand::Sweep => {
-            engine.store().sweep()?;
+            engine.store().collect()?;
             Ok(Outcome::Success)
         }
         StoreCommand::Check { repair } => {

@@ -4,6 +4,7 @@ use crate::cache_io::{Imports, Saver};
 use crate::context::{self, Contexts, LocalContext, Named};
 use crate::event::{EventKind, Events, Sink, StepId};
 use crate::export::{self, Built, Exported, Exporter};
+use crate::git::redacted;
 use crate::image::Images;
 use crate::net::Net;
 use crate::request::{NoCache, Request};
@@ -169,6 +170,8 @@ impl Engine {
                 None => TreeId::EMPTY,
             };
             let mut config = image.config;
+            // Passwords of addresses are for the download alone.
+            config.history.iter_mut().for_each(|h| h.created_by = redacted(&h.created_by));
             self.stamp(&mut config, tree, request)?;
             built.push(Built { platform: image.platform, tree, config, provenance: statement.clone() });
         }
@@ -237,7 +240,7 @@ impl Engine {
         }
         let mut steps = vec![StepId(0); graph.bound()];
         for id in graph.in_order() {
-            steps[id.index()] = events.name(&graph[id].meta.name);
+            steps[id.index()] = events.name(&redacted(&graph[id].meta.name));
         }
         let worker = Arc::new(BuildWorker {
             store: self.store.clone(),
@@ -378,9 +381,9 @@ fn step_error(
         cause = error.source();
     }
     EngineError::Step(Box::new(StepError {
-        step: meta.name.clone(),
+        step: redacted(&meta.name),
         message,
         tail: tail.lines().map(str::to_owned).collect(),
-        excerpt: meta.span.map(|span| frontend::excerpt(span, source)).unwrap_or_default(),
+        excerpt: meta.span.map(|span| redacted(&frontend::excerpt(span, source))).unwrap_or_default(),
     }))
 }

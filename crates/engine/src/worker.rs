@@ -302,7 +302,7 @@ impl Worker for BuildWorker {
             result_key: None,
             inputs: &Fact::to_text(&facts),
             tree,
-            description: &vertex.meta.name,
+            description: &git::redacted(&vertex.meta.name),
             duration_ms: began.elapsed().as_millis() as u64,
         };
         self.store.add_record(&new)?;

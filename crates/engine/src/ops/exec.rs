@@ -179,7 +179,10 @@ fn cache(
     let stop = || task.cancel.is_set();
     let mut place = id.to_owned();
     match sharing {
-        CacheSharing::Shared => {}
+        CacheSharing::Shared => {
+            let lock = worker.store.share_lock(&select::lock_name(id), &stop)?.ok_or(EngineError::Cancelled)?;
+            held.push(Held::Lock(lock));
+        }
         CacheSharing::Locked => {
             let lock = worker.store.lock(&select::lock_name(id), &stop)?.ok_or(EngineError::Cancelled)?;
             held.push(Held::Lock(lock));
