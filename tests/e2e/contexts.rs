@@ -3,7 +3,7 @@
 use crate::{UNIQUE, lab};
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
-use xbuild_testkit::{FileServer, Lab, Reply, find, skip, wait_until};
+use xbuild_testkit::{FileServer, Lab, Reply, skip, wait_until};
 
 /// A tar with `Dockerfile`, `dir/f` and an executable.
 fn context() -> Vec<u8> {

@@ -37,7 +37,7 @@ fn what_is_copied_has_to_be_there() {
     let Some(lab) = lab(&[]) else { return };
     lab.write("app/Dockerfile", "FROM busybox\nRUN true\nCOPY missing.txt /m\n");
     lab.xbuild(&["app"]).exits(1).says("missing.txt").says("Dockerfile:3");
-    lab.write("app/Dockerfile", "FROM busybox\nCOPY --from=bulid /m /m\nFROM busybox AS build\n");
+    lab.write("app/Dockerfile", "FROM busybox AS build\nFROM busybox\nCOPY --from=127.0.0.1:1/bulid /m /m\n");
     lab.xbuild(&["app"]).exits(1).says("bulid");
     lab.xbuild(&["-f", "none", "app"]).exits(1).says("none");
     lab.xbuild(&["nowhere"]).exits(1).says("nowhere");

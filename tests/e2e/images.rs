@@ -15,7 +15,9 @@ fn app(lab: &Lab) {
 fn names(lab: &Lab) -> Vec<String> {
     let text = lab.xbuild(&["images"]).ok().out();
     let lines = text.lines().skip(1).map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(":"));
-    lines.collect()
+    let mut names: Vec<_> = lines.collect();
+    names.sort();
+    names
 }
 
 #[test]
@@ -121,9 +123,7 @@ fn inspect_and_history_tell_how_it_was_made() {
     let history = lab.xbuild(&["history", "--no-trunc", "app:1"]).ok().out();
     let lines: Vec<_> = history.lines().skip(1).collect();
     assert_eq!(lines.len(), image.config["history"].as_array().unwrap().len());
-    for (line, part) in
-        lines.iter().zip(["LABEL key=value", "CMD [\"cat\"", "ENV E=1", "RUN /bin/sh -c rm", "COPY a /a"])
-    {
+    for (line, part) in lines.iter().zip(["CMD [\"cat\"", "ENV E=1", "RUN /bin/sh -c rm", "COPY a /a"]) {
         assert!(line.contains(part), "`{part}` is not in `{line}`");
     }
 }
