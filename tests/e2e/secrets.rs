@@ -1,0 +1,122 @@
+//! Values of secrets stay where they belong.
+
+use crate::lab;
+use std::path::Path;
+use xbuild_testkit::{Image, Lab};
+
+const VALUE: &str = "pGx7-do-not-tell-Zq93";
+
+fn assert_untold(bytes: &[u8], what: &str) {
+    let found = bytes.windows(VALUE.len()).any(|window| window == VALUE.as_bytes());
+    assert!(!found, "the value is in {what}");
+}
+
+fn assert_no_file_tells(dir: &Path) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            assert_no_file_tells(&entry.path());
+        } else if kind.is_file() {
+            assert_untold(&std::fs::read(entry.path()).unwrap(), &entry.path().display().to_string());
+        }
+        assert_untold(entry.file_name().as_encoded_bytes(), "the name of a file");
+    }
+}
+
+/// Text of all `logs` of `--progress=rawjson`.
+fn logs(rawjson: &str) -> String {
+    let values = rawjson.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line is JSON"));
+    let logs = values.flat_map(|value| value["logs"].as_array().cloned().unwrap_or_default());
+    let bytes: Vec<u8> = logs.flat_map(|log| base64(log["data"].as_str().expect("data is text"))).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |c: u8| DIGITS.iter().position(|d| *d == c).expect("a base64 digit");
+    let digits: Vec<_> = text.trim_end_matches('=').bytes().map(digit).collect();
+    let bits = digits.chunks(4).flat_map(|four| {
+        let word = four.iter().enumerate().fold(0, |word, (n, d)| word | d << (18 - 6 * n));
+        (0..four.len() - 1).map(move |n| u8::try_from(word >> (16 - 8 * n) & 0xff).expect("a byte"))
+    });
+    bits.collect()
+}
+
+fn build(lab: &Lab, flags: &[&str]) -> xbuild_testkit::Done {
+    lab.write("secret.txt", VALUE);
+    let secrets = ["--secret", "id=file,src=secret.txt", "--secret", "id=var,env=TOLD"];
+    lab.xbuild(&["--progress=rawjson"]).args(&secrets).args(flags).arg("app").env("TOLD", VALUE).run()
+}
+
+#[test]
+fn a_secret_is_in_no_file_image_or_message() {
+    let Some(lab) = lab(&[]) else { return };
+    let mounts = "--mount=type=secret,id=file --mount=type=secret,id=var,env=TOKEN";
+    lab.write(
+        "app/Dockerfile",
+        format!(
+            "FROM busybox\nRUN {mounts} test $(cat /run/secrets/file) = \"$TOKEN\" && echo ${{#TOKEN}} > /length\n\
+             RUN ls /run/secrets; test -z \"$TOKEN\"\n"
+        ),
+    );
+    let flags = ["-t", "app", "-o", "type=oci,dest=app.tar", "-o", "type=image", "--metadata-file", "meta.json"];
+    let done = build(&lab, &[&flags[..], &["--provenance=mode=max"]].concat());
+    assert_eq!(done.code, 0, "{done}");
+    assert_untold(done.stderr.as_bytes(), "the progress");
+    assert_untold(logs(&done.stderr).as_bytes(), "the logs");
+    let images = Image::all(&lab.path("app.tar"));
+    assert_eq!(images[0].text("length"), VALUE.len().to_string());
+    for image in images {
+        assert_untold(image.config.to_string().as_bytes(), "the configuration");
+        assert_untold(image.manifest.to_string().as_bytes(), "the manifest");
+        image.files().iter().for_each(|(path, entry)| assert_untold(&entry.data, path));
+    }
+    assert_untold(lab.read("meta.json").as_bytes(), "the metadata");
+    assert_no_file_tells(&lab.root());
+}
+
+#[test]
+fn a_failing_step_tells_only_what_run_printed() {
+    let Some(lab) = lab(&[]) else { return };
+    let mounts = "--mount=type=secret,id=file --mount=type=secret,id=var,env=TOKEN";
+    lab.write(
+        "app/Dockerfile",
+        format!("FROM busybox\nRUN {mounts} cat /run/secrets/file > /leak; echo quiet; exit 3\n"),
+    );
+    let done = build(&lab, &[]);
+    assert_eq!(done.code, 1, "{done}");
+    assert_untold(done.stderr.as_bytes(), "what was said");
+    let (json, _) = done.stderr.split_once("------").expect("the output is shown again");
+    assert_eq!(logs(json).trim(), "quiet");
+    lab.xbuild(&["store", "sweep"]).ok();
+    assert_no_file_tells(&lab.root());
+}
+
+#[test]
+fn a_printed_secret_is_in_the_logs_and_nowhere_else() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.write("app/Dockerfile", "FROM busybox\nRUN --mount=type=secret,id=file cat /run/secrets/file\n");
+    let done = build(&lab, &["-t", "app"]);
+    assert_eq!(done.code, 0, "{done}");
+    assert_eq!(logs(&done.stderr).matches(VALUE).count(), 1, "RUN printed it");
+    assert_no_file_tells(&lab.root());
+}
+
+#[test]
+fn a_secret_is_no_part_of_the_key() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.write("app/Dockerfile", format!("FROM busybox\nRUN --mount=type=secret,id=s {} > /id\n", crate::UNIQUE));
+    lab.write("one", "1");
+    lab.write("two", "2");
+    let first = crate::built(&lab, "app", "id", &["--secret", "id=s,src=one"]);
+    assert_eq!(crate::built(&lab, "app", "id", &["--secret", "id=s,src=two"]), first);
+    assert_eq!(crate::built(&lab, "app", "id", &[]), first);
+}
+
+#[test]
+fn a_required_secret_has_to_be_given() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.write("app/Dockerfile", "FROM busybox\nRUN --mount=type=secret,id=wanted,required true\n");
+    lab.xbuild(&["app"]).exits(1).says("wanted").says("Dockerfile:2");
+    lab.xbuild(&["app"]).args(&["--secret", "id=wanted,env=V"]).env("V", "v").ok();
+}
