@@ -145,6 +145,9 @@ impl Store {
             Some(keep) => self.usage()?.iter().map(|u| u.size).sum::<u64>().saturating_sub(keep),
             None => u64::MAX,
         };
+        if excess == 0 {
+            return Ok(pruned);
+        }
         if filter.kind.is_none_or(|k| k == "regular") {
             self.prune_records(filter, before, &mut excess, &mut pruned)?;
         }

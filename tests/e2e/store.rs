@@ -44,7 +44,6 @@ fn prune_removes_steps_and_a_build_makes_them_again() {
 }
 
 #[test]
-#[ignore = "bug: the first 16 records are removed even if the store is smaller than what may stay"]
 fn prune_leaves_a_store_that_is_small_enough() {
     let Some(lab) = lab(&[]) else { return };
     lab.write("app/Dockerfile", format!("FROM busybox\nRUN {UNIQUE} > /id\n"));

@@ -58,6 +58,7 @@ impl Place {
             shm_size: None,
             ulimits: Vec::new(),
             cgroup_parent: String::new(),
+            resources: Default::default(),
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             outputs: Vec::new(),
