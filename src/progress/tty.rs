@@ -134,5 +134,7 @@ fn bar(current: u64, total: u64) -> String {
 }
 
 fn width() -> usize {
-    rustix::termios::tcgetwinsize(io::stderr()).map_or(100, |size| usize::from(size.ws_col).max(20))
+    // A terminal that does not know its size says 0.
+    let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+    if columns == 0 { 100 } else { columns.max(20) }
 }

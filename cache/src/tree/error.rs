@@ -44,7 +44,7 @@ pub enum TreeError {
     #[error("cannot read archive")]
     Archive(#[source] io::Error),
     /// More data or entries than the caller allows.
-    #[error("archive has more than {limit} {unit}")]
+    #[error("archive is over the size limit of {limit} {unit}")]
     Limit {
         /// The limit that was passed.
         limit: u64,
