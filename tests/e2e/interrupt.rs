@@ -77,3 +77,22 @@ fn processes(arguments: &[&str]) -> usize {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     all.filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|found| found == line.as_bytes())).count()
 }
+
+#[test]
+fn an_interrupted_push_leaves_a_store_that_can_push_again() {
+    let Some(lab) = lab(&["docker-registry"]) else { return };
+    let registry = xbuild_testkit::Registry::start();
+    let name = format!("{}/app:1", registry.host);
+    lab.write("app/Dockerfile", "FROM busybox\nRUN head -c 8000000 /dev/urandom > /random\n");
+    for (signal, delay) in [(Signal::INT, 150), (Signal::KILL, 250), (Signal::KILL, 400), (Signal::INT, 500)] {
+        let build = lab.xbuild(&["-t", &name, "--push", "app"]).start();
+        std::thread::sleep(Duration::from_millis(delay));
+        build.signal(signal);
+        let done = build.wait();
+        assert!([0, 130, 128 + 9].contains(&done.code), "{done}");
+    }
+    lab.xbuild(&["-t", &name, "--push", "app"]).ok();
+    let other = lab.other_root("other");
+    lab.xbuild(&["run", &name, "test", "-s", "/random"]).env("XBUILD_ROOT", &other).ok();
+    assert_eq!(lab.xbuild(&["store", "check"]).ok().out(), "0 problems");
+}

@@ -137,6 +137,9 @@ fn a_killed_build_leaves_a_valid_store_and_nothing_that_runs() {
         build.signal(Signal::KILL);
         build.wait();
         lab.assert_no_traces(&token);
+        if lab.path("app.tar").exists() {
+            Image::only(&lab.path("app.tar"));
+        }
         // Directories that were renamed and got no row yet are the one thing that may be left.
         let found = lab.xbuild(&["store", "check"]).run().out();
         let harmless = |line: &str| line.ends_with("belongs to nothing") || line.ends_with(" problems");
@@ -148,9 +151,6 @@ fn a_killed_build_leaves_a_valid_store_and_nothing_that_runs() {
             assert_eq!(Image::only(&lab.path("app.tar")).text("all"), format!("{round}\n{round}"));
         }
     }
-    let parts = std::fs::read_dir(lab.path("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let parts: Vec<_> = parts.filter(|name| name != "app" && name != "app.tar").collect();
-    assert!(parts.len() < 12, "{parts:?}");
     lab.xbuild(&["prune", "-f"]).ok();
     check(&lab);
 }

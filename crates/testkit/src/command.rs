@@ -76,8 +76,8 @@ impl Call {
 
     /// Starts it.
     pub fn start(mut self) -> Running {
-        let text = format!("{:?}", self.command).split_once("\" \"").map_or(String::new(), |(_, rest)| rest.to_owned());
-        let text = format!("{} {text}", Path::new(self.command.get_program()).display());
+        let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
+        let text = words.map(|word| format!("{} ", word.display())).collect::<String>();
         let file = || tempfile::tempfile().expect("a temporary file can be made");
         let (out, err) = (file(), file());
         let own = |file: &File| Stdio::from(file.try_clone().expect("a file can be duplicated"));
