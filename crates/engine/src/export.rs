@@ -190,13 +190,18 @@ impl Exporter<'_> {
         Ok(Bundle::new(images, oci || attested || !shared.index.is_empty(), several, &shared))
     }
 
+    /// All files as one tar; those of several platforms in a directory each.
     fn tar(&self, output: &Output, dest: &Destination) -> Result<Exported, EngineError> {
-        let [built] = self.built else {
-            return Err(EngineError::Source("a tar of several platforms is not there yet; use type=local".into()));
+        let clamp = self.request.source_date_epoch;
+        let staging = self.store.staging()?;
+        let view = match self.built {
+            [built] if !self.split(output) => View::layers(&self.store.dirs(built.tree)?, Marks::Trusted)?,
+            _ => {
+                self.write_files(output, staging.path(), None)?;
+                View::layers(&[staging.path()], Marks::Plain)?
+            }
         };
-        let _ = output;
-        let view = View::layers(&self.store.dirs(built.tree)?, Marks::Trusted)?;
-        to_destination(dest, |mut out| Ok(tree::write_root(&view, self.request.source_date_epoch, &mut out)?))?;
+        to_destination(dest, |mut out| Ok(tree::write_root(&view, clamp, &mut out)?))?;
         Ok(Exported::default())
     }
 
@@ -205,22 +210,50 @@ impl Exporter<'_> {
             clear(dest)?;
         }
         std::fs::create_dir_all(dest).map_err(|e| EngineError::io("make", dest, e))?;
+        self.write_files(output, dest, self.request.output_owner.map(|(uid, gid)| Ids { uid, gid }))?;
+        Ok(Exported::default())
+    }
+
+    /// Copies the files of all platforms below `dest`: each into a directory of its own, or, if they are not split, all into
+    /// `dest`, where no two may have a file of one name.
+    fn write_files(&self, output: &Output, dest: &Path, owner: Option<Ids>) -> Result<(), EngineError> {
         let clamp = self.request.source_date_epoch.map(|seconds| Time { seconds, nanos: 0 });
-        let owner = self.request.output_owner.map(|(uid, gid)| Ids { uid, gid });
+        let split = self.split(output);
+        let mut taken = BTreeMap::new();
         for built in self.built {
-            let target = match self.split(output) {
-                true => dest.join(built.platform.directory()),
-                false => dest.to_owned(),
-            };
             let view = View::layers(&self.store.dirs(built.tree)?, Marks::Trusted)?;
+            let mut target = dest.to_owned();
+            if split {
+                target.push(built.platform.directory());
+                std::fs::create_dir_all(&target).map_err(|e| EngineError::io("make", &target, e))?;
+            } else if self.built.len() > 1 {
+                take_names(&view, &built.platform, &mut taken)?;
+            }
             tree::export_to_directory(&view, &target, owner, clamp)?;
         }
-        Ok(Exported::default())
+        Ok(())
     }
 
     fn split(&self, output: &Output) -> bool {
         output.platform_split.unwrap_or(self.request.platforms.len() > 1)
     }
+}
+
+/// Notes the files of a platform; a name that another one has is an error.
+fn take_names(view: &View, platform: &Platform, taken: &mut BTreeMap<PathBuf, Platform>) -> Result<(), EngineError> {
+    let mut open = vec![view.require("/", false)?];
+    while let Some(directory) = open.pop() {
+        for node in view.read_dir(&directory)? {
+            if node.meta.is_dir() {
+                open.push(node);
+            } else if let Some(other) = taken.insert(node.path.clone(), platform.clone()) {
+                let path = node.path.display();
+                let why = format!("cannot overwrite {path} from {other} with {platform} when split option is disabled");
+                return Err(EngineError::Source(why));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Empties a directory that the result replaces (`mode=delete`).

@@ -234,7 +234,7 @@ mod tests {
             assert_eq!(chain_of(json), expected, "{json}");
         }
         assert!(chain_of("[").contains("cannot be read"));
-        assert!(chain_of(r#"{"layers":[{"blob":"sha256:../../x"}]}"#).contains("not a sha256 digest"));
+        assert!(chain_of(r#"{"layers":[{"blob":"sha256:../../x"}]}"#).contains("invalid digest"));
     }
 
     #[test]
