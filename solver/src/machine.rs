@@ -413,7 +413,7 @@ mod tests {
         let a = source(&mut graph, "a");
         let b = exec(&mut graph, "b", vec![a], true);
         let c = exec(&mut graph, "c", vec![b], false);
-        assert_eq!(play(&graph, c, &[a, b, c], &[]), ["skip 1", "skip 0"]);
+        assert_eq!(play(&graph, c, &[a, b, c], &[]), ["skip 0", "skip 1"]);
         assert_eq!(play(&graph, c, &[a, b], &[]), ["run 1!", "run 2"]);
         assert_eq!(play(&graph, c, &[a, b], &[b, c]), ["run 1!"]);
     }
