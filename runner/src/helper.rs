@@ -47,6 +47,8 @@ struct Child {
 const CONTROL: u64 = 0;
 
 fn serve() -> io::Result<()> {
+    // A session of its own: what ends the engine's process group must not keep us from cleaning up after it.
+    let _ = rustix::process::setsid();
     // What the engine was started with and did not open itself is none of ours.
     xbuild_sys::close_inherited(3)?;
     // Neither processes of the sandbox nor other users may trace us or reach our files through /proc.

@@ -26,7 +26,10 @@ pub(crate) async fn fetch(http: &reqwest::Client, store: &Store, url: &str) -> R
         return Ok(known);
     }
     if !response.status().is_success() {
-        return Err(failed(format!("invalid response status {}", response.status().as_u16())));
+        let status = response.status();
+        // Redirects to http and https were followed.
+        let hint = if status.is_redirection() { ", a redirect to an unsupported address" } else { "" };
+        return Err(failed(format!("invalid response status {}{hint}", status.as_u16())));
     }
     let (etag, modified) = (text(response.headers(), ETAG.as_str()), text(response.headers(), LAST_MODIFIED.as_str()));
     let name = text(response.headers(), CONTENT_DISPOSITION.as_str()).and_then(|d| file_name(&d));

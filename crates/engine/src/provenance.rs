@@ -64,7 +64,7 @@ fn steps(graph: &Graph) -> Vec<Value> {
         let vertex = &graph[id];
         let inputs: Vec<String> =
             vertex.inputs.iter().map(|e| format!("step{}:{}", e.vertex.index(), e.output)).collect();
-        json!({"id": format!("step{}", id.index()), "name": vertex.meta.name, "inputs": inputs})
+        json!({"id": format!("step{}", id.index()), "name": crate::git::redacted(&vertex.meta.name), "inputs": inputs})
     };
     graph.in_order().into_iter().map(one).collect()
 }

@@ -232,7 +232,7 @@ pub(crate) async fn bounded(call: &Call<'_>, mut response: Response, max: usize)
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|source| transport(call, source))? {
         if body.len() + chunk.len() > max {
-            return Err(protocol(call, &format!("sent more than {max} bytes")));
+            return Err(protocol(call, &format!("sent a document over the size limit of {max} bytes")));
         }
         body.extend_from_slice(&chunk);
     }

@@ -32,7 +32,7 @@ pub enum RegistryError {
         detail: String,
     },
     /// No answer, or the connection broke.
-    #[error("{what}: no answer from `{host}`")]
+    #[error("{what}: no answer from `{host}`, or the connection closed too early")]
     Transport {
         /// What was asked for.
         what: String,
