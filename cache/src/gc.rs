@@ -140,7 +140,8 @@ impl Store {
         let mut pruned = Pruned::default();
         let now = now_ms();
         let age = filter.unused_for.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
-        let before = self.oldest_session(true)?.min(now.saturating_sub(age));
+        // What was made in the very millisecond in which a session began may be the session's.
+        let before = self.oldest_session(true)?.saturating_sub(1).min(now.saturating_sub(age));
         let mut excess = match filter.keep_bytes {
             Some(keep) => self.usage()?.iter().map(|u| u.size).sum::<u64>().saturating_sub(keep),
             None => u64::MAX,
