@@ -97,7 +97,10 @@ pub(crate) fn ulimit(text: &str) -> Result<xbuild_graph::Ulimit> {
 pub(crate) fn host(text: &str) -> Result<(String, String)> {
     let at = text.find(['=', ':']).with_context(|| format!("bad format for add-host: \"{text}\""))?;
     let (name, address) = (&text[..at], text[at + 1..].trim_start_matches('[').trim_end_matches(']'));
-    if name.is_empty() || (address != "host-gateway" && address.parse::<std::net::IpAddr>().is_err()) {
+    if address == "host-gateway" {
+        bail!("add-host `{text}`: host-gateway is not there yet, because RUN shares the host's network: use 127.0.0.1");
+    }
+    if name.is_empty() || address.parse::<std::net::IpAddr>().is_err() {
         bail!("invalid IP address in add-host: \"{address}\"");
     }
     Ok((name.to_owned(), address.to_owned()))

@@ -56,6 +56,30 @@ pub struct CopyOptions<'a> {
     pub limits: Limits,
 }
 
+impl<'a> CopyOptions<'a> {
+    /// Copies plain paths to `destination` as they are: owners, modes and times kept, nothing left out or unpacked.
+    pub fn faithful(destination: &'a Path) -> Self {
+        Self {
+            destination,
+            owner: None,
+            keep_owner: true,
+            mode: None,
+            unpack: false,
+            parents: false,
+            excludes: None,
+            wildcard: &no_match,
+            glob: &no_match,
+            mtime: None,
+            clamp: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+fn no_match(_: &str, _: &str) -> bool {
+    false
+}
+
 impl fmt::Debug for CopyOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CopyOptions")
@@ -539,21 +563,7 @@ impl<'a> Copier<'a> {
 ///
 /// What is there stays unless the view has the same name. Files get `owner`; times later than `clamp` become `clamp`.
 pub fn export_to_directory(view: &View, directory: &Path, owner: Option<Ids>, clamp: Option<Time>) -> Result<()> {
-    let never = |_: &str, _: &str| false;
-    let options = CopyOptions {
-        destination: Path::new("/"),
-        owner,
-        keep_owner: true,
-        mode: None,
-        unpack: false,
-        parents: false,
-        excludes: None,
-        wildcard: &never,
-        glob: &never,
-        mtime: None,
-        clamp,
-        limits: Limits::default(),
-    };
+    let options = CopyOptions { owner, clamp, ..CopyOptions::faithful(Path::new("/")) };
     let writer = DiffWriter::onto(directory)?;
     let source = CopySource::Path { view, path: Path::new("/"), wildcard: false, required: false };
     writer.copy(&[source], &options)?;

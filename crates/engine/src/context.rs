@@ -6,7 +6,7 @@ use crate::{EngineError, git, http};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use xbuild_cache::tree::{CopyOptions, CopySource, DiffWriter, Limits, Marks, View};
+use xbuild_cache::tree::{CopyOptions, CopySource, DiffWriter, Marks, View};
 use xbuild_cache::{Staging, Store};
 use xbuild_frontend::ignore;
 use xbuild_graph::GitSource;
@@ -117,21 +117,7 @@ pub(crate) fn unpack(bytes: &[u8], work: &Path, target: &Path) -> Result<bool, E
     std::fs::create_dir(&holder)
         .and_then(|()| std::fs::write(&file, bytes))
         .map_err(|e| EngineError::io("write", &file, e))?;
-    let never = |_: &str, _: &str| false;
-    let options = CopyOptions {
-        destination: Path::new("/"),
-        owner: None,
-        keep_owner: true,
-        mode: None,
-        unpack: true,
-        parents: false,
-        excludes: None,
-        wildcard: &never,
-        glob: &never,
-        mtime: None,
-        clamp: None,
-        limits: Limits::default(),
-    };
+    let options = CopyOptions { unpack: true, ..CopyOptions::faithful(Path::new("/")) };
     let empty: [&Path; 0] = [];
     let writer = DiffWriter::new(target, &View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
     let view = View::context(&holder, None)?;

@@ -169,23 +169,9 @@ pub(crate) fn copy_out(view: &View, selector: &str, target: &Path) -> Result<(),
     let node = view.require(if selector.is_empty() { "/" } else { selector }, true)?;
     let empty: [&Path; 0] = [];
     let writer = DiffWriter::new(target, &View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
-    let action = CopyAction {
-        input: 0,
-        sources: Vec::new(),
-        destination: "/".into(),
-        owner: None,
-        keep_owner: true,
-        mode: None,
-        unpack: false,
-        parents: false,
-        excludes: Vec::new(),
-        link: false,
-        mtime: None,
-    };
     let path = Path::new("/").join(&node.path);
-    copy_options(&action, None, |options| {
-        Ok(writer.copy(&[TreeSource::Path { view, path: &path, wildcard: false, required: true }], options)?)
-    })?;
+    let source = TreeSource::Path { view, path: &path, wildcard: false, required: true };
+    writer.copy(&[source], &CopyOptions::faithful(Path::new("/")))?;
     Ok(writer.finish()?)
 }
 

@@ -5,7 +5,9 @@ use crate::EngineError;
 use crate::worker::BuildWorker;
 use std::path::Path;
 use std::sync::Arc;
-use xbuild_cache::tree::{self, CopySource as TreeSource, DiffWriter, FileDigests, Marks, NoDigests, View};
+use xbuild_cache::tree::{
+    self, CopyOptions, CopySource as TreeSource, DiffWriter, FileDigests, Marks, NoDigests, View,
+};
 use xbuild_cache::{NewTree, Store, TreeId};
 use xbuild_frontend::ignore;
 use xbuild_graph::{CopyAction, CopySource, FileAction, FileOp, Op};
@@ -125,23 +127,9 @@ pub(crate) fn selected_context(worker: &BuildWorker, name: &str, selector: &str)
     let node = view.require(selector, true)?;
     let place = Path::new("/").join(&node.path);
     let destination = if node.meta.is_dir() { format!("{}/", place.display()) } else { place.display().to_string() };
-    let copy = CopyAction {
-        input: 0,
-        sources: Vec::new(),
-        destination,
-        owner: None,
-        keep_owner: false,
-        mode: None,
-        unpack: false,
-        parents: false,
-        excludes: Vec::new(),
-        link: false,
-        mtime: None,
-    };
-    copy_options(&copy, None, |options| {
-        let source = TreeSource::Path { view: &view, path: &place, wildcard: false, required: true };
-        Ok(writer.copy(&[source], options)?)
-    })?;
+    // Owners of a context read as root's.
+    let source = TreeSource::Path { view: &view, path: &place, wildcard: false, required: true };
+    writer.copy(&[source], &CopyOptions::faithful(Path::new(&destination)))?;
     writer.finish()?;
     Ok(worker.store.add_tree(Some(staging), &NewTree::default())?)
 }
