@@ -254,6 +254,7 @@ impl Engine {
             steps: steps.clone(),
             tails: Mutex::default(),
             locals: Mutex::default(),
+            remotes: Mutex::default(),
             indexes: Mutex::default(),
             network: network::Settings::of_host(),
             cancel: cancel.clone(),

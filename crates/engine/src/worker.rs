@@ -5,9 +5,10 @@ use crate::context::Contexts;
 use crate::event::{EventKind, Events, StepId};
 use crate::image::Images;
 use crate::net::Net;
+use crate::ops::source::Remote;
 use crate::ops::{self, select};
 use crate::request::{Resources, SecretValue};
-use crate::{EngineError, git, http};
+use crate::{EngineError, git};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +47,8 @@ pub(crate) struct BuildWorker {
     pub(crate) tails: Mutex<BTreeMap<usize, Vec<u8>>>,
     /// Keys that were computed, for records' descriptions of their inputs.
     pub(crate) locals: Mutex<BTreeMap<usize, Vec<Option<CacheKey>>>>,
+    /// What remote sources stood for, by vertex.
+    pub(crate) remotes: Mutex<Remotes>,
     /// Digests of context files, remembered between builds.
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
     pub(crate) network: crate::network::Settings,
@@ -60,6 +63,9 @@ pub(crate) struct BuildWorker {
     /// Caches that are asked when the store has no record.
     pub(crate) imports: Arc<Imports>,
 }
+
+/// Answers about remote sources, by the number of the vertex.
+pub(crate) type Remotes = BTreeMap<usize, Remote>;
 
 impl BuildWorker {
     pub(crate) fn images(&self) -> Images<'_> {
@@ -92,7 +98,24 @@ impl BuildWorker {
         }
     }
 
-    fn ssh_default(&self) -> Option<&std::path::Path> {
+    /// What a remote source stands for, asked for once in a build.
+    fn remote(&self, vertex: VertexId, source: &SourceOp) -> Result<Remote, EngineError> {
+        let known = |remotes: &Remotes| remotes.get(&vertex.index()).cloned();
+        if let Some(remote) = known(&self.remotes.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(remote);
+        }
+        let remote = match source {
+            SourceOp::Git(source) => Remote::Commit(source.clone(), ops::source::commit(self, source)?),
+            SourceOp::Http(source) => Remote::File(source.clone(), ops::source::download(self, source)?),
+            SourceOp::Image(_) | SourceOp::Local(_) => {
+                return Err(EngineError::Internal("images and directories are no remote files".into()));
+            }
+        };
+        self.remotes.lock().unwrap_or_else(PoisonError::into_inner).insert(vertex.index(), remote.clone());
+        Ok(remote)
+    }
+
+    pub(crate) fn ssh_default(&self) -> Option<&std::path::Path> {
         self.ssh.get("default").map(PathBuf::as_path)
     }
 
@@ -202,8 +225,9 @@ impl BuildWorker {
                 self.events.send(step, EventKind::Note(format!("resolve {}", image.reference)));
                 Ok(Output::Tree(self.images().unpack(image, &self.events, step)?))
             }
-            Op::Source(SourceOp::Git(source)) => ops::source::git(self, source),
-            Op::Source(SourceOp::Http(source)) => ops::source::http(self, source),
+            Op::Source(source @ (SourceOp::Git(_) | SourceOp::Http(_))) => {
+                ops::source::fetch(self, &self.remote(task.vertex, source)?)
+            }
             Op::File(op) => ops::file::run(self, op, task),
             Op::Exec(op) => ops::exec::run(self, op, task),
             Op::Merge | Op::Diff => Err(EngineError::Internal("merge and diff do not come from Dockerfiles".into())),
@@ -219,15 +243,15 @@ impl Worker for BuildWorker {
         let mut hash = blake3::Hasher::new();
         hash.update(&graph[vertex].op_digest.0);
         match &graph[vertex].op {
-            Op::Source(SourceOp::Git(source)) => {
-                hash.update(git::resolve(source, self.ssh_default())?.id.as_bytes());
-            }
-            Op::Source(SourceOp::Http(source)) => {
-                let file = self.runtime.block_on(http::fetch(self.net.http()?, &self.store, &source.url))?;
-                ops::source::check(source, file.digest)?;
-                hash.update(file.digest.as_bytes());
-                hash.update(file.modified.unwrap_or_default().as_bytes());
-            }
+            Op::Source(source @ (SourceOp::Git(_) | SourceOp::Http(_))) => match self.remote(vertex, source)? {
+                Remote::Commit(_, commit) => {
+                    hash.update(commit.id.as_bytes());
+                }
+                Remote::File(_, file) => {
+                    hash.update(file.digest.as_bytes());
+                    hash.update(file.modified.unwrap_or_default().as_bytes());
+                }
+            },
             _ => {}
         }
         Ok(CacheKey(*hash.finalize().as_bytes()))

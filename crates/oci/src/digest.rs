@@ -1,4 +1,4 @@
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use std::fmt;
 use std::io::{self, Write};
 use std::str::FromStr;
@@ -38,6 +38,33 @@ impl Digest {
         match parent {
             None => diff_id,
             Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()),
+        }
+    }
+}
+
+/// Checks that bytes have the digest `expected`: sha256, sha384 or sha512 with hex digits (OCI image-spec,
+/// `descriptor.md#registered-algorithms`, and sha384, which `ADD --checksum` takes too).
+///
+/// `Ok(Err(found))` tells the digest that the bytes have instead; an unknown algorithm is an error of kind `Unsupported`.
+pub fn verify_checksum(expected: &str, mut bytes: impl io::Read) -> io::Result<Result<(), String>> {
+    let algorithm = expected.split(':').next().unwrap_or_default();
+    let hex = match algorithm {
+        "sha256" => hex_digest::<Sha256>(&mut bytes)?,
+        "sha384" => hex_digest::<Sha384>(&mut bytes)?,
+        "sha512" => hex_digest::<Sha512>(&mut bytes)?,
+        other => return Err(io::Error::new(io::ErrorKind::Unsupported, format!("unknown digest algorithm `{other}`"))),
+    };
+    let found = format!("{algorithm}:{hex}");
+    Ok(if found == expected { Ok(()) } else { Err(found) })
+}
+
+fn hex_digest<H: sha2::Digest>(bytes: &mut dyn io::Read) -> io::Result<String> {
+    let mut hash = H::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match bytes.read(&mut buffer)? {
+            0 => return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect()),
+            n => hash.update(&buffer[..n]),
         }
     }
 }
@@ -127,6 +154,17 @@ impl<W: Write> Write for Sha256Writer<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checksums_of_all_algorithms_are_verified() {
+        let sha384 =
+            "sha384:38b060a751ac96384cd9327eb1b1e36a21fdb71114be07434c0cc7bf63f6e1da274edebfe76f65fbd51ad2f14898b95b";
+        assert_eq!(verify_checksum(sha384, &b""[..]).unwrap(), Ok(()));
+        assert_eq!(verify_checksum(&Digest::of(b"x").to_string(), &b"x"[..]).unwrap(), Ok(()));
+        let found = verify_checksum("sha512:00", &b"x"[..]).unwrap().unwrap_err();
+        assert!(found.starts_with("sha512:a4abd4448c49562d"), "{found}");
+        assert!(verify_checksum("md5:00", &b""[..]).is_err());
+    }
 
     #[test]
     fn text_form_round_trips_and_rejects_rubbish() {

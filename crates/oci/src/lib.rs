@@ -9,6 +9,6 @@ mod manifest;
 mod reference;
 
 pub use config::{Empty, Healthcheck, History, ImageConfig, RootFs, RunConfig};
-pub use digest::{Digest, DigestError, Sha256Writer};
+pub use digest::{Digest, DigestError, Sha256Writer, verify_checksum};
 pub use manifest::{Descriptor, Document, DocumentError, Index, Manifest, MediaType, PlatformSpec};
 pub use reference::{Reference, ReferenceError};
