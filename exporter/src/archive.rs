@@ -36,6 +36,8 @@ impl<W: Write> TarSink<W> {
         header.set_path(name)?;
         header.set_size(size);
         header.set_mode(if directory { 0o755 } else { 0o644 });
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(0);
         header.set_entry_type(if directory { tar::EntryType::Directory } else { tar::EntryType::Regular });
         header.set_cksum();
@@ -117,44 +119,44 @@ impl Sink for DirSink {
     }
 }
 
+/// A bundle and the full names under which an archive shows it.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// The images.
+    pub bundle: Bundle,
+    /// The names; none for a bundle that is known by its digest alone.
+    pub names: Vec<String>,
+}
+
 /// Writes an OCI layout as a tar. With `docker` also the `manifest.json` that `docker load` of every age reads.
 pub fn write_tar(
     out: impl Write,
-    bundle: &Bundle,
-    names: &[String],
+    bundles: &[Named],
     docker: bool,
     store: &Store,
     tar: &dyn LayerTar,
 ) -> Result<(), ExportError> {
     let here = Path::new("the archive");
     let mut sink = TarSink { out, names: BTreeSet::new() };
-    put_all(&mut sink, bundle, names, docker, store, tar).map_err(ExportError::io("write", here))?;
+    put_all(&mut sink, bundles, docker, store, tar).map_err(ExportError::io("write", here))?;
     sink.out.write_all(&[0; 1024]).and_then(|()| sink.out.flush()).map_err(ExportError::io("write", here))
 }
 
 /// Writes an OCI layout into a directory, beside what is there: blobs are shared, names given here replace equal ones.
 pub fn write_directory(
     path: &Path,
-    bundle: &Bundle,
-    names: &[String],
+    bundles: &[Named],
     docker: bool,
     store: &Store,
     tar: &dyn LayerTar,
 ) -> Result<(), ExportError> {
     fs::create_dir_all(path).map_err(ExportError::io("make", path))?;
     let mut sink = DirSink(path.to_owned());
-    put_all(&mut sink, bundle, names, docker, store, tar).map_err(ExportError::io("write", path))
+    put_all(&mut sink, bundles, docker, store, tar).map_err(ExportError::io("write", path))
 }
 
-fn put_all(
-    sink: &mut dyn Sink,
-    bundle: &Bundle,
-    names: &[String],
-    docker: bool,
-    store: &Store,
-    tar: &dyn LayerTar,
-) -> io::Result<()> {
-    for item in bundle.items() {
+fn put_all(sink: &mut dyn Sink, bundles: &[Named], docker: bool, store: &Store, tar: &dyn LayerTar) -> io::Result<()> {
+    for item in bundles.iter().flat_map(|b| b.bundle.items()) {
         let name = blob_name(item);
         if !sink.has(&name) {
             sink.file(&name, item.descriptor.size, &mut |out| write_content(item, store, tar, out))?;
@@ -163,11 +165,11 @@ fn put_all(
     let index = Index {
         schema_version: 2,
         media_type: MediaType::OCI_INDEX.to_owned(),
-        manifests: entries(bundle.root(), names),
+        manifests: bundles.iter().flat_map(|b| entries(b.bundle.root(), &b.names)).collect(),
         annotations: Default::default(),
     };
     if docker {
-        let manifest = json(&docker_manifest(bundle, names));
+        let manifest = json(&bundles.iter().flat_map(docker_manifest).collect::<Vec<_>>());
         sink.file("manifest.json", manifest.len() as u64, &mut |out| out.write_all(&manifest))?;
     }
     let index = json(&index);
@@ -190,10 +192,10 @@ fn entries(root: &Item, names: &[String]) -> Vec<Descriptor> {
     named.collect()
 }
 
-/// `manifest.json` of `docker save`.
-fn docker_manifest(bundle: &Bundle, names: &[String]) -> serde_json::Value {
-    let tags: Vec<&str> = names.iter().map(|n| familiar(n)).collect();
-    let images = bundle.images.iter().map(|image| {
+/// Entries of `manifest.json` of `docker save`.
+fn docker_manifest(named: &Named) -> Vec<serde_json::Value> {
+    let tags: Vec<&str> = named.names.iter().map(|n| familiar(n)).collect();
+    let images = named.bundle.images.iter().map(|image| {
         let layers: Vec<String> = image.layers.iter().map(|l| blob_name(&l.item)).collect();
         value!({"Config": blob_name(&image.config), "RepoTags": tags, "Layers": layers})
     });

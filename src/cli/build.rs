@@ -6,6 +6,7 @@ use crate::progress::{Mode, Progress};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use xbuild_cache::Packing;
 use xbuild_engine::request::{
@@ -273,13 +274,20 @@ fn inputs(args: &BuildArgs) -> Result<(ContextInput, DockerfileInput)> {
     if from_stdin && args.context == "-" {
         bail!("the context and the Dockerfile cannot both be read from standard input");
     }
-    let read_stdin = || -> Result<Vec<u8>> {
+    let dockerfile_from_stdin = || -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+        let limited = &mut std::io::stdin().lock().take(DOCKERFILE_MAX + 1);
+        limited.read_to_end(&mut bytes).context("cannot read standard input")?;
+        if bytes.len() as u64 > DOCKERFILE_MAX {
+            bail!("the Dockerfile on standard input has more than {DOCKERFILE_MAX} bytes");
+        }
         Ok(bytes)
     };
+    let stdin = || -> Result<std::fs::File> {
+        Ok(std::io::stdin().as_fd().try_clone_to_owned().context("cannot use standard input")?.into())
+    };
     let context = match args.context.as_str() {
-        "-" => ContextInput::Stream(read_stdin()?),
+        "-" => ContextInput::Stream(std::sync::Arc::new(stdin()?)),
         url if xbuild_engine::context::is_git_url(url) => ContextInput::Git(url.to_owned()),
         url if url.starts_with("http://") || url.starts_with("https://") => ContextInput::Http(url.to_owned()),
         path => {
@@ -292,7 +300,7 @@ fn inputs(args: &BuildArgs) -> Result<(ContextInput, DockerfileInput)> {
     };
     let dockerfile = match args.file.as_deref() {
         None | Some("") => DockerfileInput::Default,
-        Some("-") => DockerfileInput::Bytes(read_stdin()?),
+        Some("-") => DockerfileInput::Bytes(dockerfile_from_stdin()?),
         Some(path) => DockerfileInput::Path(PathBuf::from(path)),
     };
     Ok((context, dockerfile))
@@ -330,6 +338,8 @@ fn secret(text: &str) -> Result<(String, SecretValue)> {
     Ok((id, SecretValue(value)))
 }
 
+/// Largest Dockerfile on standard input.
+const DOCKERFILE_MAX: u64 = 16 << 20;
 /// Largest secret, as in BuildKit.
 const SECRET_MAX: u64 = 500 << 10;
 

@@ -1,7 +1,7 @@
 //! Commands on images of the store.
 
 use crate::lab;
-use xbuild_testkit::{Image, Lab};
+use xbuild_testkit::{Image, Lab, entries};
 
 fn app(lab: &Lab) {
     lab.write(
@@ -46,6 +46,37 @@ fn a_saved_image_is_the_same_after_load() {
     lab.write("next/Dockerfile", "FROM app:1\nRUN test ! -e /etc/group && cat /b > /c\n");
     lab.xbuild(&["-o", "out", "next"]).env("XBUILD_ROOT", &other).ok();
     assert_eq!(lab.read("out/c"), "content");
+    assert_eq!(lab.xbuild(&["store", "check"]).env("XBUILD_ROOT", &other).ok().out(), "0 problems");
+}
+
+#[test]
+fn several_images_are_saved_into_one_archive() {
+    let Some(lab) = lab(&[]) else { return };
+    app(&lab);
+    lab.xbuild(&["tag", "app:1", "app:2"]).ok();
+    lab.xbuild(&["save", "-o", "all.tar", "app", "busybox:latest"]).ok();
+    let archive = entries(&std::fs::read(lab.path("all.tar")).unwrap());
+    let images: serde_json::Value = serde_json::from_slice(&archive["manifest.json"].data).unwrap();
+    let mut tags: Vec<&str> = images[0]["RepoTags"].as_array().unwrap().iter().filter_map(|t| t.as_str()).collect();
+    tags.sort();
+    assert_eq!((tags, &images[1]["RepoTags"][0]), (vec!["app:1", "app:2"], &"busybox:latest".into()), "{images}");
+    let other = lab.other_root("other");
+    lab.xbuild(&["load", "-i", "all.tar"]).env("XBUILD_ROOT", &other).ok();
+    let there = lab.xbuild(&["images"]).env("XBUILD_ROOT", &other).ok().out();
+    assert_eq!(there.lines().skip(1).count(), names(&lab).len(), "{there}");
+}
+
+#[test]
+fn load_reads_archives_of_older_dockers() {
+    let Some(lab) = lab(&["skopeo"]) else { return };
+    app(&lab);
+    lab.xbuild(&["-t", "app:1", "-o", "type=oci,dest=app,tar=false", "app"]).ok();
+    // skopeo writes the form without index.json.
+    lab.tool("skopeo", &["copy", "oci:app:1", "docker-archive:old.tar:app:old"]).ok();
+    lab.tool("gzip", &["old.tar"]).ok();
+    let other = lab.other_root("other");
+    lab.xbuild(&["load", "-i", "old.tar.gz"]).env("XBUILD_ROOT", &other).ok();
+    assert_eq!(lab.xbuild(&["run", "app:old"]).env("XBUILD_ROOT", &other).ok().out(), "content");
     assert_eq!(lab.xbuild(&["store", "check"]).env("XBUILD_ROOT", &other).ok().out(), "0 problems");
 }
 

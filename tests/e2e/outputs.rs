@@ -139,14 +139,19 @@ fn an_output_that_fails_leaves_nothing_behind() {
 #[test]
 fn mode_delete_removes_what_the_result_does_not_have() {
     let Some(lab) = lab(&[]) else { return };
-    lab.write("app/Dockerfile", "FROM scratch\nCOPY a /a\n");
+    lab.write("app/Dockerfile", "FROM scratch\nCOPY a /a\nCOPY a /dir/a\n");
     lab.write("app/a", "content\n");
+    for old in ["out/old", "out/dir/old", "out/olddir/old", "out/a/was/a/directory"] {
+        lab.write(old, "old\n");
+    }
+    lab.xbuild(&["-o", "type=local,dest=out,mode=delete", "app"]).ok();
+    for old in ["out/old", "out/dir/old", "out/olddir"] {
+        assert!(!lab.path(old).exists(), "{old}");
+    }
+    assert_eq!((lab.read("out/a"), lab.read("out/dir/a")), ("content".into(), "content".into()));
     lab.write("out/old", "old\n");
     lab.xbuild(&["-o", "out", "app"]).ok();
     assert_eq!(lab.read("out/old"), "old");
-    lab.xbuild(&["-o", "type=local,dest=out,mode=delete", "app"]).ok();
-    assert!(!lab.path("out/old").exists());
-    assert_eq!(lab.read("out/a"), "content");
 }
 
 /// Exit code with a reader that takes a little of standard output and goes.

@@ -11,7 +11,7 @@ use super::writer::{DiffWriter, Ids, NewDirs, WriteDir, create, make_node, set_f
 use rustix::fs::AtFlags;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufReader, Chain, Cursor, Read};
+use std::io::{self, BufReader, Cursor, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -20,14 +20,12 @@ use std::path::{Path, PathBuf};
 const MAX_WINDOW_LOG: u32 = 27;
 const MAX_XZ_MEMORY: u64 = 256 << 20;
 
-type Peeked = Chain<Cursor<Vec<u8>>, File>;
-
 /// Decompresses by content: gzip, bzip2, xz, zstd, or as it is.
-fn decompress(mut file: File) -> io::Result<Box<dyn Read>> {
+pub fn decompress<'a>(mut stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut start = Vec::new();
-    (&mut file).take(10).read_to_end(&mut start)?;
+    (&mut stream).take(10).read_to_end(&mut start)?;
     let magic = start.clone();
-    let all: BufReader<Peeked> = BufReader::with_capacity(128 * 1024, Cursor::new(start).chain(file));
+    let all = BufReader::with_capacity(128 * 1024, Cursor::new(start).chain(stream));
     Ok(match magic.as_slice() {
         [0x1f, 0x8b, 0x08, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(all)),
         [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(all)),
@@ -45,8 +43,8 @@ fn decompress(mut file: File) -> io::Result<Box<dyn Read>> {
     })
 }
 
-/// True if the file begins with a tar entry, compressed or not.
-fn is_archive(file: File) -> bool {
+/// True if the file begins with a tar entry, compressed or not: what [`CopyOptions::unpack`] unpacks.
+pub fn is_archive(file: File) -> bool {
     let Ok(stream) = decompress(file) else {
         return false;
     };

@@ -37,6 +37,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use archive::{decompress, is_archive};
 pub use copy::{CopyOptions, CopySource, Excludes, Matcher, export_to_directory};
 pub use digest::{TreeDigest, selection_digest};
 pub use dir::Marks;

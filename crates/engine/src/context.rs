@@ -4,15 +4,18 @@ use crate::net::Net;
 use crate::request::{ContextInput, DockerfileInput, Request};
 use crate::{EngineError, git, http};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use xbuild_cache::tree::{CopyOptions, CopySource, DiffWriter, Marks, View};
+use xbuild_cache::tree::{self, CopyOptions, CopySource, DiffWriter, Marks, View};
 use xbuild_cache::{Staging, Store};
 use xbuild_frontend::ignore;
 use xbuild_graph::GitSource;
 
 /// Largest Dockerfile and `.dockerignore`.
 const TEXT_MAX: u64 = 16 << 20;
+/// Largest archive that is a context.
+const STREAM_MAX: u64 = 64 << 30;
 
 /// A directory to read from.
 #[derive(Debug)]
@@ -79,25 +82,35 @@ pub(crate) fn load(
             let staging = checkout(store, &parse_git(url), ssh)?;
             (staging.path().join("fs"), Some(staging), true)
         }
-        ContextInput::Stream(bytes) => return load_stream(request, store, bytes),
+        ContextInput::Stream(stream) => return load_stream(request, store, stream),
         ContextInput::Http(url) => {
             let file = runtime.block_on(http::fetch(net.http()?, store, url))?;
             let path = store.blob_path(file.digest);
-            let mut bytes = Vec::new();
-            let open = std::fs::File::open(&path).map_err(|e| EngineError::io("open", &path, e))?;
-            open.take(8 << 30).read_to_end(&mut bytes).map_err(|e| EngineError::io("read", &path, e))?;
-            return load_stream(request, store, &bytes);
+            let open = File::open(&path).map_err(|e| EngineError::io("open", &path, e))?;
+            return load_stream(request, store, &open);
         }
     };
     finish(request, path, staging, remote)
 }
 
 /// A stream is an archive with everything, or a Dockerfile alone.
-fn load_stream(request: &Request, store: &Store, bytes: &[u8]) -> Result<MainInput, EngineError> {
+fn load_stream(request: &Request, store: &Store, mut stream: &File) -> Result<MainInput, EngineError> {
     let staging = store.staging()?;
-    let path = staging.path().join("fs");
-    std::fs::create_dir(&path).map_err(|e| EngineError::io("make", &path, e))?;
-    if unpack(bytes, staging.path(), &path)? {
+    let (path, holder) = (staging.path().join("fs"), staging.path().join("stream"));
+    for directory in [&path, &holder] {
+        std::fs::create_dir(directory).map_err(|e| EngineError::io("make", directory, e))?;
+    }
+    let whole = holder.join("stream");
+    let open = || File::open(&whole).map_err(|e| EngineError::io("open", &whole, e));
+    let spooled =
+        File::create(&whole).and_then(|mut file| std::io::copy(&mut (&mut stream).take(STREAM_MAX), &mut file));
+    let size = spooled.map_err(|e| EngineError::io("write", &whole, e))?;
+    if size == STREAM_MAX {
+        return Err(EngineError::Source(format!("the context has more than {STREAM_MAX} bytes")));
+    }
+    if tree::is_archive(open()?) {
+        unpack(&holder, &path)?;
+        std::fs::remove_dir_all(&holder).map_err(|e| EngineError::io("remove", &holder, e))?;
         return finish(request, path, Some(staging), true);
     }
     if let DockerfileInput::Path(path) = &request.dockerfile {
@@ -106,29 +119,19 @@ fn load_stream(request: &Request, store: &Store, bytes: &[u8]) -> Result<MainInp
             path.display()
         )));
     }
-    let dockerfile = Dockerfile { name: "Dockerfile".into(), bytes: bytes.to_vec() };
+    let dockerfile = Dockerfile { name: "Dockerfile".into(), bytes: read_regular(&whole)? };
     Ok(MainInput { context: LocalContext { path, excludes: Vec::new(), _staging: Some(staging) }, dockerfile })
 }
 
-/// Unpacks an archive of any known compression; false if the bytes are none.
-pub(crate) fn unpack(bytes: &[u8], work: &Path, target: &Path) -> Result<bool, EngineError> {
-    let holder = work.join("archive");
-    let file = holder.join("archive");
-    std::fs::create_dir(&holder)
-        .and_then(|()| std::fs::write(&file, bytes))
-        .map_err(|e| EngineError::io("write", &file, e))?;
+/// Unpacks the archive `stream` of any known compression.
+fn unpack(holder: &Path, target: &Path) -> Result<(), EngineError> {
     let options = CopyOptions { unpack: true, ..CopyOptions::faithful(Path::new("/")) };
     let empty: [&Path; 0] = [];
     let writer = DiffWriter::new(target, &View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
-    let view = View::context(&holder, None)?;
-    let source = CopySource::Path { view: &view, path: Path::new("/archive"), wildcard: false, required: true };
+    let view = View::context(holder, None)?;
+    let source = CopySource::Path { view: &view, path: Path::new("/stream"), wildcard: false, required: true };
     writer.copy(&[source], &options)?;
-    writer.finish()?;
-    std::fs::remove_dir_all(&holder).map_err(|e| EngineError::io("remove", &holder, e))?;
-    let copied = target.join("archive");
-    let same = std::fs::metadata(&copied).is_ok_and(|m| m.len() == bytes.len() as u64);
-    let alone = std::fs::read_dir(target).is_ok_and(|d| d.count() == 1);
-    Ok(!(same && alone))
+    Ok(writer.finish()?)
 }
 
 fn finish(request: &Request, path: PathBuf, staging: Option<Staging>, remote: bool) -> Result<MainInput, EngineError> {

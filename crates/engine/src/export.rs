@@ -4,10 +4,11 @@ use crate::event::{EventKind, Events, StepId};
 use crate::request::{Destination, Output, OutputKind, Provenance, Request};
 use crate::{EngineError, push};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use xbuild_cache::tree::{self, Ids, Marks, TarOptions, Time, View};
+use xbuild_cache::tree::{self, Ids, Marks, Node, TarOptions, Time, View};
 use xbuild_cache::{Packing, Store, Tree, TreeId};
 use xbuild_exporter::image::{Annotations, Bundle, Image};
 use xbuild_exporter::layers::{self, LayerOptions, LayerTar};
@@ -149,19 +150,20 @@ impl Exporter<'_> {
                     "docker exporter does not currently support exporting manifest lists".into(),
                 ));
             }
+            let named = [archive::Named { bundle, names: names.clone() }];
             match (dest, tar) {
                 (Destination::Path(path), false) => {
-                    archive::write_directory(path, &bundle, &names, docker, self.store, &StoreLayers)?
+                    archive::write_directory(path, &named, docker, self.store, &StoreLayers)?
                 }
                 (dest, _) => {
-                    let write = |out: &mut dyn Write| {
-                        Ok(archive::write_tar(out, &bundle, &names, docker, self.store, &StoreLayers)?)
-                    };
+                    let write =
+                        |out: &mut dyn Write| Ok(archive::write_tar(out, &named, docker, self.store, &StoreLayers)?);
                     to_destination(dest, write)?;
                 }
             }
+            let [archive::Named { bundle, .. }] = &named;
             self.events.send(step, EventKind::Note(format!("exporting manifest {} done", bundle.root().digest())));
-            Ok(summary(&bundle, names))
+            Ok(summary(bundle, names))
         })
     }
 
@@ -206,10 +208,10 @@ impl Exporter<'_> {
     }
 
     fn local(&self, output: &Output, dest: &Path, delete: bool) -> Result<Exported, EngineError> {
-        if delete && dest.exists() {
-            clear(dest)?;
-        }
         std::fs::create_dir_all(dest).map_err(|e| EngineError::io("make", dest, e))?;
+        if delete {
+            self.delete_others(output, dest)?;
+        }
         self.write_files(output, dest, self.request.output_owner.map(|(uid, gid)| Ids { uid, gid }))?;
         Ok(Exported::default())
     }
@@ -230,6 +232,25 @@ impl Exporter<'_> {
                 take_names(&view, &built.platform, &mut taken)?;
             }
             tree::export_to_directory(&view, &target, owner, clamp)?;
+        }
+        Ok(())
+    }
+
+    /// Removes below `dest` what the result does not have (`mode=delete`).
+    fn delete_others(&self, output: &Output, dest: &Path) -> Result<(), EngineError> {
+        let views = self.built.iter().map(|b| Ok(View::layers(&self.store.dirs(b.tree)?, Marks::Trusted)?));
+        let views: Vec<View> = views.collect::<Result<_, EngineError>>()?;
+        let roots = views.iter().map(|view| Ok((view, view.require("/", false)?)));
+        let roots: Vec<(&View, Node)> = roots.collect::<Result<_, EngineError>>()?;
+        if !self.split(output) {
+            return keep_only(dest, &roots);
+        }
+        let places: Vec<String> = self.built.iter().map(|b| b.platform.directory()).collect();
+        for (name, path, _) in entries(dest)? {
+            match places.iter().position(|place| name == **place) {
+                Some(n) => keep_only(&path, &roots[n..=n])?,
+                None => remove(&path)?,
+            }
         }
         Ok(())
     }
@@ -256,15 +277,40 @@ fn take_names(view: &View, platform: &Platform, taken: &mut BTreeMap<PathBuf, Pl
     Ok(())
 }
 
-/// Empties a directory that the result replaces (`mode=delete`).
-fn clear(directory: &Path) -> Result<(), EngineError> {
-    for entry in std::fs::read_dir(directory).map_err(|e| EngineError::io("read", directory, e))?.flatten() {
-        let path = entry.path();
-        let real = entry.file_type().is_ok_and(|t| t.is_dir());
-        let removed = if real { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        removed.map_err(|e| EngineError::io("remove", &path, e))?;
+/// Removes from a directory what none of the `kept` directories has, or has as something else.
+fn keep_only(directory: &Path, kept: &[(&View, Node)]) -> Result<(), EngineError> {
+    let mut wanted: BTreeMap<OsString, Vec<(&View, Node)>> = BTreeMap::new();
+    for (view, node) in kept {
+        for child in view.read_dir(node)? {
+            let name = child.path.file_name().unwrap_or_default().to_owned();
+            wanted.entry(name).or_default().push((view, child));
+        }
+    }
+    for (name, path, is_dir) in entries(directory)? {
+        match wanted.get(&name) {
+            Some(nodes) if nodes.iter().any(|(_, n)| n.meta.is_dir() != is_dir) => remove(&path)?,
+            Some(nodes) if is_dir => keep_only(&path, nodes)?,
+            Some(_) => {}
+            None => remove(&path)?,
+        }
     }
     Ok(())
+}
+
+/// Name, path, and whether it is a real directory.
+fn entries(directory: &Path) -> Result<Vec<(OsString, PathBuf, bool)>, EngineError> {
+    let failed = |e| EngineError::io("read", directory, e);
+    let entry = |entry: io::Result<std::fs::DirEntry>| {
+        let entry = entry.map_err(failed)?;
+        Ok((entry.file_name(), entry.path(), entry.file_type().map_err(failed)?.is_dir()))
+    };
+    std::fs::read_dir(directory).map_err(failed)?.map(entry).collect()
+}
+
+fn remove(path: &Path) -> Result<(), EngineError> {
+    let is_dir = path.symlink_metadata().is_ok_and(|m| m.is_dir());
+    let removed = if is_dir { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    removed.map_err(|e| EngineError::io("remove", path, e))
 }
 
 fn summary(bundle: &Bundle, names: Vec<String>) -> Exported {

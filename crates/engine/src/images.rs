@@ -1,19 +1,12 @@
 //! Images of the store: what they are, and bringing them in and out.
 
 use crate::event::{Events, Sink};
-use crate::export::StoreLayers;
-use crate::{Engine, EngineError, push};
+use crate::{Engine, EngineError};
 use serde_json::{Value, json};
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
-use xbuild_cache::tree::{self, Limits, Marks};
 use xbuild_cache::{Tree, TreeId};
-use xbuild_exporter::image::{Bundle, Image};
-use xbuild_exporter::layers::Layer;
-use xbuild_exporter::{Content, Item, archive};
 use xbuild_graph::Platform;
-use xbuild_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, MediaType, Reference};
+use xbuild_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Reference};
 use xbuild_solver::Cancel;
 
 /// A line of `images`.
@@ -228,48 +221,6 @@ impl Engine {
         Ok(said)
     }
 
-    /// Writes images as one archive that `docker load` and every OCI tool read.
-    pub fn save(&self, names: &[String], out: &mut dyn Write) -> Result<(), EngineError> {
-        let [name] = names else {
-            return Err(EngineError::Source(
-                "several images in one archive are not there yet: save them one by one".into(),
-            ));
-        };
-        let (full, found) = self.find(name, &Platform::host())?;
-        let bundle = self.bundle_of(&found)?;
-        Ok(archive::write_tar(out, &bundle, &full, true, self.store(), &StoreLayers)?)
-    }
-
-    /// An image of the store as it can be exported: layers from blobs where they are, from trees elsewhere.
-    fn bundle_of(&self, found: &Found) -> Result<Bundle, EngineError> {
-        let trees = self.store().layers(self.tree_of(found)?)?;
-        let mut layers = Vec::new();
-        for (n, (descriptor, diff_id)) in found.manifest.layers.iter().zip(&found.config.rootfs.diff_ids).enumerate() {
-            let content = match (self.store().has_blob(descriptor.digest)?, trees.get(n)) {
-                (Some(_), _) => Content::File(self.store().blob_path(descriptor.digest)),
-                (None, Some(tree)) if descriptor.digest == *diff_id => Content::Layer { tree: tree.id, clamp: None },
-                _ => {
-                    return Err(EngineError::Source(format!("the layer {} is not in the store", descriptor.digest)));
-                }
-            };
-            layers.push(Layer { diff_id: *diff_id, item: Item { descriptor: descriptor.clone(), content } });
-        }
-        let bytes = |digest| self.store().read_blob(digest).map(Content::Bytes);
-        let manifest_bytes = self.store().read_blob(found.digest)?;
-        let media_type = match found.manifest.media_type.as_str() {
-            "" => MediaType::OCI_MANIFEST,
-            own => own,
-        };
-        let image = Image {
-            manifest: Item::of(media_type, manifest_bytes),
-            config: Item { descriptor: found.manifest.config.clone(), content: bytes(found.manifest.config.digest)? },
-            layers,
-            platform: Default::default(),
-            attached: Vec::new(),
-        };
-        Ok(Bundle { images: vec![image], index: None })
-    }
-
     /// Fetches an image and unpacks it.
     pub fn pull(&self, name: &str, platform: Option<&Platform>, sink: Arc<Sink>) -> Result<Digest, EngineError> {
         let reference: Reference =
@@ -289,79 +240,5 @@ impl Engine {
         self.store().sync()?;
         self.store().name_image(&[reference.to_string()], resolved)?;
         Ok(resolved)
-    }
-
-    /// Sends an image of the store to the registry of its name.
-    pub fn push(&self, name: &str, sink: Arc<Sink>) -> Result<Digest, EngineError> {
-        let (names, found) = self.find(name, &Platform::host())?;
-        let name = names.first().cloned().unwrap_or_default();
-        let events = Events::new(sink);
-        let bundle = self.packed_bundle(&found)?;
-        let pusher = push::Pusher { net: self.net(), runtime: self.runtime(), store: self.store(), events: &events };
-        events.step(&format!("pushing {name}"), |step| pusher.push(&name, &bundle, step))?;
-        Ok(bundle.root().digest())
-    }
-
-    /// The image with its layers packed as registries expect them: as they came, or gzip.
-    fn packed_bundle(&self, found: &Found) -> Result<Bundle, EngineError> {
-        let trees = self.store().layers(self.tree_of(found)?)?;
-        let options = xbuild_exporter::layers::LayerOptions {
-            packing: xbuild_cache::Packing::Gzip(6),
-            force: false,
-            clamp: None,
-            oci: !found.manifest.media_type.contains("docker"),
-        };
-        if found.manifest.layers.iter().any(|l| !matches!(self.store().has_blob(l.digest), Ok(Some(_)))) {
-            let layers = xbuild_exporter::layers::prepare(self.store(), &StoreLayers, &trees, options)?;
-            let image = Image::new(found.config.clone(), layers, options.oci, &Default::default());
-            return Ok(Bundle::new(vec![image], options.oci, false, &Default::default()));
-        }
-        self.bundle_of(found)
-    }
-
-    /// Reads an archive of `save`, `docker save` or an OCI layout; returns the names it gave.
-    pub fn load_archive(&self, input: &mut dyn std::io::Read, sink: Arc<Sink>) -> Result<Vec<String>, EngineError> {
-        let staging = self.store().staging()?;
-        let layout = staging.path().join("layout");
-        std::fs::create_dir(&layout).map_err(|e| EngineError::io("make", &layout, e))?;
-        let none = || tree::View::layers::<&Path>(&[], Marks::Plain);
-        tree::unpack_layer(input, &layout, &none, Marks::Plain, Limits::default())?;
-        let events = Events::new(sink);
-        let index = layout.join("index.json");
-        if !index.is_file() {
-            return Err(EngineError::Source(
-                "the archive has no index.json; archives of docker before version 25 are not read: convert it with skopeo".into(),
-            ));
-        }
-        let bytes = std::fs::read(&index).map_err(|e| EngineError::io("read", &index, e))?;
-        let Ok(Document::Index(index)) = Document::parse(&bytes, "") else {
-            return Err(EngineError::Source("the archive's index.json is not an index".into()));
-        };
-        let mut names = Vec::new();
-        for entry in &index.manifests {
-            names.push(self.load_entry(&layout, entry, &events)?);
-        }
-        self.store().sync()?;
-        Ok(names)
-    }
-
-    fn load_entry(&self, layout: &Path, entry: &Descriptor, events: &Events) -> Result<String, EngineError> {
-        let cancel = Cancel::new();
-        let images = self.images(&cancel);
-        let resolved = images.resolve_layout(layout, Some(&entry.digest.to_string()), &Platform::host())?;
-        let tree = events.step("loading layers", |step| images.unpack(&resolved.source, events, step))?;
-        let manifest: Digest = resolved.source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;
-        self.store().set_manifest_tree(manifest, tree)?;
-        let name = entry.annotations.get("io.containerd.image.name");
-        let tag = entry.annotations.get("org.opencontainers.image.ref.name").filter(|t| t.contains(['/', ':']));
-        match name.or(tag) {
-            Some(name) => {
-                let full: Reference =
-                    name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
-                self.store().name_image(&[full.to_string()], manifest)?;
-                Ok(full.familiar())
-            }
-            None => Ok(manifest.to_string()),
-        }
     }
 }

@@ -15,6 +15,7 @@ mod git;
 mod http;
 mod image;
 pub mod images;
+mod load;
 mod log;
 mod net;
 mod network;
@@ -24,6 +25,7 @@ mod push;
 pub mod request;
 mod resolver;
 pub mod run;
+mod stored;
 pub mod time;
 mod worker;
 

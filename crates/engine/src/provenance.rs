@@ -8,6 +8,8 @@ use xbuild_exporter::{Content, Item};
 use xbuild_graph::{Graph, Op, SourceOp};
 use xbuild_oci::{Descriptor, Digest, ImageConfig, Manifest, MediaType, PlatformSpec};
 
+/// Annotation of an attestation manifest's descriptor: digest of the manifest that it is about.
+pub(crate) const SUBJECT: &str = "vnd.docker.reference.digest";
 const PREDICATE: &str = "https://slsa.dev/provenance/v1";
 
 /// The predicate about one build. Secrets are named at most; passwords of addresses are left out.
@@ -99,9 +101,16 @@ pub(crate) fn attach(image: &Image, predicate: &Value) -> Attached {
     Attached { manifest, items: vec![layer, config] }
 }
 
+/// The predicate that [`attach`] attached.
+pub(crate) fn predicate_of(attached: &Attached) -> Option<Value> {
+    let statement = attached.items.iter().find(|i| i.descriptor.media_type == MediaType::IN_TOTO)?;
+    let Content::Bytes(bytes) = &statement.content else { return None };
+    serde_json::from_slice::<Value>(bytes).ok()?.get("predicate").cloned()
+}
+
 fn annotations(subject: Digest) -> BTreeMap<String, String> {
     BTreeMap::from([
-        ("vnd.docker.reference.digest".to_owned(), subject.to_string()),
+        (SUBJECT.to_owned(), subject.to_string()),
         ("vnd.docker.reference.type".to_owned(), "attestation-manifest".to_owned()),
     ])
 }

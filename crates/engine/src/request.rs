@@ -1,17 +1,19 @@
 //! What a build is asked to do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use xbuild_cache::Packing;
 use xbuild_graph::{NetworkMode, Platform, Ulimit};
 
 /// Where the main context comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum ContextInput {
     /// A directory.
     Directory(PathBuf),
-    /// Bytes that were read from standard input: an archive, or a Dockerfile alone.
-    Stream(Vec<u8>),
+    /// Read to its end (standard input): an archive, or a Dockerfile alone.
+    Stream(Arc<File>),
     /// A repository: `URL#ref:subdir`.
     Git(String),
     /// A remote archive or Dockerfile.
