@@ -5,6 +5,7 @@ use crate::context::Contexts;
 use crate::event::{EventKind, Events, StepId};
 use crate::image::Images;
 use crate::net::Net;
+use crate::network::Networks;
 use crate::ops::{self, select};
 use crate::request::{Resources, SecretValue};
 use crate::{EngineError, git, http};
@@ -48,7 +49,8 @@ pub(crate) struct BuildWorker {
     pub(crate) locals: Mutex<BTreeMap<usize, Vec<Option<CacheKey>>>>,
     /// Digests of context files, remembered between builds.
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
-    pub(crate) network: crate::network::Settings,
+    /// Networks of execs.
+    pub(crate) networks: Networks,
     /// Ends the build.
     pub(crate) cancel: Cancel,
     /// Limits of every exec.
