@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 use xbuild_graph::NetworkMode;
 use xbuild_runner::Network;
-use xbuild_runner::network::{DnsServer, Namespace, Request, Resolvers, StepNetworks};
+use xbuild_runner::network::{DnsServer, Request, Resolvers, StepNetwork, StepNetworks};
 
 /// Address that stands for the host in `--add-host`.
 const HOST_GATEWAY: &str = "host-gateway";
@@ -45,7 +45,7 @@ pub(crate) struct Attached {
     pub(crate) resolv_conf: Vec<u8>,
     /// The host, seen from there.
     gateway: IpAddr,
-    _held: Option<(Namespace, Option<DnsServer>)>,
+    _held: Option<(Option<DnsServer>, StepNetwork)>,
 }
 
 impl Networks {
@@ -75,19 +75,16 @@ impl Networks {
             Wanted::Host => return self.shared(Network::Host),
             Wanted::None => return self.shared(Network::None),
         };
-        let step = match request.wait() {
+        let mut step = match request.wait() {
             Ok(step) => step,
             Err(error) => return self.fall_back(error.story()),
         };
-        let (network, gateway) = (Network::Namespace(step.namespace.path()), step.gateway.into());
-        let server = step.dns.map(|sockets| DnsServer::start(sockets, self.resolvers.upstream()));
+        let (network, gateway) = (Network::Namespace(step.namespace().path()), step.gateway().into());
+        let server = step.take_dns().map(|sockets| DnsServer::start(sockets, self.resolvers.upstream()));
         match server.transpose() {
-            Ok(server) => Attached {
-                network,
-                resolv_conf: self.resolvers.inside(),
-                gateway,
-                _held: Some((step.namespace, server)),
-            },
+            Ok(server) => {
+                Attached { network, resolv_conf: self.resolvers.inside(), gateway, _held: Some((server, step)) }
+            }
             Err(error) => self.fall_back(format!("cannot start a name server: {error}")),
         }
     }

@@ -65,6 +65,7 @@ impl Engine {
     pub fn start(&self, request: &RunRequest, stdio: Stdio) -> Result<Container, EngineError> {
         let networks = Networks::of_host(1);
         let wanted = networks.want(request.network);
+        self.launcher()?.warm_up()?;
         let (_, found) = self.find(&request.image, &Platform::host())?;
         let config = &found.config.config;
         let lower = self.store().dirs(self.tree_of(&found)?)?;

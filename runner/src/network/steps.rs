@@ -10,14 +10,13 @@ use super::address::Net4;
 use super::dns;
 use super::error::{NetworkError, Trying};
 use super::links::{Links, Peer};
-use super::namespace::Namespace;
+use super::namespace::{Home, Namespace};
 use super::nftables::{Batch, Filters, Hook, Rule};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 /// Networks that steps' networks are cut out of; the first that no route of the host leads into.
 const POOLS: [[u8; 4]; 6] =
@@ -30,22 +29,54 @@ const LINK_PREFIX: &str = "xbr-";
 /// Most namespaces that are made ahead.
 const AHEAD: usize = 4;
 
-/// What a step gets.
+/// What a step gets. The namespace goes with this value and the processes in it.
 #[derive(Debug)]
 pub struct StepNetwork {
+    namespace: Namespace,
+    gateway: Ipv4Addr,
+    dns: Option<dns::Sockets>,
+    shared: Arc<Shared>,
+}
+
+impl StepNetwork {
     /// Where its process is to be.
-    pub namespace: Namespace,
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// The host, seen from there.
-    pub gateway: Ipv4Addr,
-    /// Sockets of a name server inside, which nobody serves yet.
-    pub dns: Option<dns::Sockets>,
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.gateway
+    }
+
+    /// Sockets of a name server inside, to be served.
+    pub fn take_dns(&mut self) -> Option<dns::Sockets> {
+        self.dns.take()
+    }
+}
+
+impl Drop for StepNetwork {
+    fn drop(&mut self) {
+        self.shared.lock().live -= 1;
+        self.shared.changed.notify_all();
+    }
+}
+
+/// One that nobody has taken.
+#[derive(Debug)]
+struct Made {
+    namespace: Namespace,
+    gateway: Ipv4Addr,
+    dns: Option<dns::Sockets>,
 }
 
 /// Makes networks of steps on a thread of its own, which starts with the first request.
 #[derive(Debug)]
 pub struct StepNetworks {
     shared: Arc<Shared>,
-    maker: Mutex<Option<JoinHandle<()>>>,
+    maker: Once,
     with_dns: bool,
 }
 
@@ -63,7 +94,9 @@ struct State {
     /// Requests that may still come.
     expected: usize,
     taken: usize,
-    ready: VecDeque<StepNetwork>,
+    /// Networks that were taken and are in use.
+    live: usize,
+    ready: VecDeque<Made>,
     failed: Option<Arc<NetworkError>>,
 }
 
@@ -71,6 +104,11 @@ impl State {
     /// How many are to be ready: those that are asked for, and some ahead where steps have come before.
     fn target(&self) -> usize {
         self.waiting + self.taken.min(self.expected).min(AHEAD)
+    }
+
+    /// Whether nobody uses a network, or will.
+    fn is_idle(&self) -> bool {
+        self.closed || self.waiting + self.expected + self.live == 0
     }
 }
 
@@ -88,7 +126,7 @@ impl StepNetworks {
     /// Nothing is made or opened yet. `with_dns` binds a name server's sockets in each namespace.
     #[must_use]
     pub fn new(with_dns: bool) -> Self {
-        Self { shared: Arc::default(), maker: Mutex::default(), with_dns }
+        Self { shared: Arc::default(), maker: Once::new(), with_dns }
     }
 
     /// Says how many requests there will be at most, so that none is made that nobody can take.
@@ -99,7 +137,7 @@ impl StepNetworks {
     /// Asks for one, which is then made while the caller does something else.
     #[must_use]
     pub fn request(&self) -> Request {
-        self.start();
+        self.maker.call_once(|| self.start());
         let mut state = self.shared.lock();
         state.expected = state.expected.saturating_sub(1);
         state.waiting += 1;
@@ -111,17 +149,11 @@ impl StepNetworks {
 
 impl StepNetworks {
     fn start(&self) {
-        let mut maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner);
-        if maker.is_some() {
-            return;
-        }
         let (shared, with_dns) = (Arc::clone(&self.shared), self.with_dns);
-        match std::thread::Builder::new().name("networks".into()).spawn(move || make_all(&shared, with_dns)) {
-            Ok(thread) => *maker = Some(thread),
-            Err(source) => {
-                let error = NetworkError::Refused { action: "start a thread".to_owned(), source };
-                self.shared.lock().failed = Some(Arc::new(error));
-            }
+        let make = move || make_all(&shared, with_dns);
+        if let Err(source) = std::thread::Builder::new().name("networks".into()).spawn(make) {
+            let error = NetworkError::Refused { action: "start a thread".to_owned(), source };
+            self.shared.lock().failed = Some(Arc::new(error));
         }
     }
 }
@@ -132,11 +164,8 @@ impl Drop for StepNetworks {
         state.closed = true;
         state.ready.clear();
         drop(state);
+        // The thread takes the table away meanwhile. Nobody waits for it: where the process ends first, the kernel does.
         self.shared.changed.notify_all();
-        if let Some(maker) = self.maker.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            // It holds what belongs to the host.
-            let _ = maker.join();
-        }
     }
 }
 
@@ -155,13 +184,14 @@ impl Request {
             if let Some(error) = &state.failed {
                 return Err(Arc::clone(error));
             }
-            if let Some(network) = state.ready.pop_front() {
-                state.waiting = state.waiting.saturating_sub(1);
+            if let Some(Made { namespace, gateway, dns }) = state.ready.pop_front() {
+                state.waiting -= 1;
                 state.taken += 1;
+                state.live += 1;
                 drop(state);
                 self.open = false;
                 self.shared.changed.notify_all();
-                return Ok(network);
+                return Ok(StepNetwork { namespace, gateway, dns, shared: Arc::clone(&self.shared) });
             }
             state = self.shared.wait(state);
         }
@@ -171,44 +201,53 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if self.open {
-            let mut state = self.shared.lock();
-            state.waiting = state.waiting.saturating_sub(1);
+            self.shared.lock().waiting -= 1;
+            self.shared.changed.notify_all();
         }
     }
 }
 
 /// The thread. What fails once fails for all: the caller falls back, and says so once.
 fn make_all(shared: &Shared, with_dns: bool) {
-    let mut maker = None;
-    loop {
-        let mut state = shared.lock();
-        while !state.closed && state.ready.len() >= state.target() {
-            state = shared.wait(state);
-        }
-        if state.closed {
-            return;
-        }
-        drop(state);
-        let made = match &mut maker {
-            Some(maker) => Maker::make(maker, with_dns),
-            None => Maker::new().and_then(|new| maker.insert(new).make(with_dns)),
-        };
-        let mut state = shared.lock();
-        let failed = made.is_err();
-        match made {
-            Ok(network) if !state.closed => state.ready.push_back(network),
-            Ok(_) => {}
-            Err(error) => state.failed = Some(Arc::new(error)),
-        }
-        drop(state);
+    if let Err(error) = try_make_all(shared, with_dns) {
+        shared.lock().failed = Some(Arc::new(error));
         shared.changed.notify_all();
-        if failed {
-            return;
-        }
     }
 }
 
-/// The host's side. Lives on a thread that leaves the host's namespace with the first network it makes.
+fn try_make_all(shared: &Shared, with_dns: bool) -> Result<(), NetworkError> {
+    let home = Home::remember()?;
+    let mut maker = None;
+    loop {
+        let mut state = shared.lock();
+        while state.ready.len() >= state.target() && !state.closed {
+            // Before the process ends, if possible: the kernel takes its time over a table.
+            if state.is_idle() && maker.is_some() {
+                drop(state);
+                maker = None;
+                state = shared.lock();
+            } else {
+                state = shared.wait(state);
+            }
+        }
+        if state.closed {
+            return Ok(());
+        }
+        drop(state);
+        let maker = match &mut maker {
+            Some(maker) => maker,
+            none => {
+                home.enter()?;
+                none.insert(Maker::new()?)
+            }
+        };
+        let made = maker.make(with_dns)?;
+        shared.lock().ready.push_back(made);
+        shared.changed.notify_all();
+    }
+}
+
+/// The host's side. Its thread leaves the host's namespace with the first network it makes.
 struct Maker {
     links: Links,
     filters: Filters,
@@ -240,7 +279,7 @@ impl Maker {
         Ok(Self { links, filters, table, pool, mtu, next: random() })
     }
 
-    fn make(&mut self, with_dns: bool) -> Result<StepNetwork, NetworkError> {
+    fn make(&mut self, with_dns: bool) -> Result<Made, NetworkError> {
         let (namespace, mut inside) = Namespace::enter_new()?;
         let (name, network) = self.connect(&namespace)?;
         let action = |what: &str| format!("{what} for the network {network} of a step");
@@ -256,7 +295,7 @@ impl Maker {
         };
         set_up().trying(|| action("set addresses"))?;
         let dns = if with_dns { Some(dns::Sockets::bind().trying(|| action("bind a name server"))?) } else { None };
-        Ok(StepNetwork { namespace, gateway, dns })
+        Ok(Made { namespace, gateway, dns })
     }
 
     /// Connects a namespace to the host, by a link whose name nobody has.

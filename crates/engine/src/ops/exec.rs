@@ -43,7 +43,9 @@ enum Held {
 
 /// Runs the process; what it leaves in its root is one layer.
 pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result<Output, EngineError> {
+    // Made by another thread, while this one starts the helper and looks for files.
     let wanted = worker.networks.want(op.network);
+    worker.launcher.warm_up()?;
     let prepared = prepare(worker, op, task)?;
     let network = worker.networks.attach(wanted);
     if let Some(text) = worker.networks.shortfall() {
@@ -52,6 +54,7 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
     }
     let spec = spec(worker, op, &prepared, &network)?;
     let end = execute(worker, &spec, task)?;
+    drop(network);
     if task.cancel.is_set() {
         return Err(EngineError::Cancelled);
     }
