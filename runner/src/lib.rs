@@ -1,4 +1,4 @@
-//! Sandbox: namespaces, mounts, seccomp, capabilities, cgroups.
+//! Sandbox: namespaces, mounts, seccomp, capabilities, cgroups, networks.
 //!
 //! One facility for RUN steps and containers. A [`Spec`] is plain data; a [`Launcher`] hands it to a small fork server
 //! (this program executed again, single-threaded; see [`helper`]) whose children become the sandboxed processes; a
@@ -14,6 +14,7 @@ mod devices;
 mod error;
 pub mod helper;
 mod launcher;
+pub mod network;
 mod protocol;
 pub mod sandbox;
 pub mod skeleton;

@@ -210,12 +210,14 @@ impl fmt::Debug for MountSource {
 }
 
 /// Network of the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Network {
     /// The host's network namespace.
     Host,
     /// A namespace with loopback only.
     None,
+    /// The namespace that this path leads to, e.g. [`crate::network::Namespace::path`] or `/proc/PID/ns/net`.
+    Namespace(PathBuf),
 }
 
 /// How much the process may do. There is no third value that could fall through to the weaker one.

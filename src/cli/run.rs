@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use xbuild_engine::EngineError;
 use xbuild_engine::run::RunRequest;
+use xbuild_graph::NetworkMode;
 use xbuild_runner::Stdio;
 
 /// Flags of `run`.
@@ -35,8 +36,8 @@ pub(crate) struct RunArgs {
     /// Remove the container when it ends; containers are not kept otherwise either
     #[arg(long)]
     rm: bool,
-    /// Network: `host` or `none`
-    #[arg(long, default_value = "host", value_parser = ["host", "none"])]
+    /// Network: `default` (one of its own, with a way out), `host` or `none`
+    #[arg(long, alias = "net", default_value = "default", value_parser = ["default", "host", "none"])]
     network: String,
     /// Image, by name or ID
     image: String,
@@ -81,7 +82,11 @@ fn start(args: &RunArgs, global: &Global) -> Result<u8> {
         user: args.user.clone(),
         hostname: args.hostname.clone(),
         tty: args.tty,
-        no_network: args.network == "none",
+        network: match args.network.as_str() {
+            "none" => NetworkMode::None,
+            "host" => NetworkMode::Host,
+            _ => NetworkMode::Default,
+        },
     };
     if args.tty && !std::io::stdin().is_terminal() {
         anyhow::bail!("the input device is not a TTY");
@@ -104,6 +109,9 @@ fn start(args: &RunArgs, global: &Global) -> Result<u8> {
         },
     };
     let container = engine.start(&request, stdio)?;
+    if let Some(why) = container.network_shortfall() {
+        eprintln!("WARNING: {why}");
+    }
     let killer = container.killer()?;
     std::thread::spawn(move || {
         while !cancel.is_set() {

@@ -93,14 +93,12 @@ pub(crate) fn ulimit(text: &str) -> Result<xbuild_graph::Ulimit> {
     Ok(xbuild_graph::Ulimit { name: name.to_owned(), soft, hard })
 }
 
-/// `host:ip` or `host=ip`; IPv6 addresses may be in brackets.
+/// `host:ip` or `host=ip`; IPv6 addresses may be in brackets. `host-gateway` stands for the host.
 pub(crate) fn host(text: &str) -> Result<(String, String)> {
     let at = text.find(['=', ':']).with_context(|| format!("bad format for add-host: \"{text}\""))?;
     let (name, address) = (&text[..at], text[at + 1..].trim_start_matches('[').trim_end_matches(']'));
-    if address == "host-gateway" {
-        bail!("add-host `{text}`: host-gateway is not there yet, because RUN shares the host's network: use 127.0.0.1");
-    }
-    if name.is_empty() || address.parse::<std::net::IpAddr>().is_err() {
+    let known = address == "host-gateway" || address.parse::<std::net::IpAddr>().is_ok();
+    if name.is_empty() || !known {
         bail!("invalid IP address in add-host: \"{address}\"");
     }
     Ok((name.to_owned(), address.to_owned()))
@@ -155,6 +153,7 @@ mod tests {
     fn hosts_take_both_separators() {
         assert_eq!(host("a:1.2.3.4").unwrap(), ("a".into(), "1.2.3.4".into()));
         assert_eq!(host("a=[::1]").unwrap(), ("a".into(), "::1".into()));
+        assert_eq!(host("a:host-gateway").unwrap(), ("a".into(), "host-gateway".into()));
         assert!(host("a:nope").is_err());
     }
 }

@@ -7,6 +7,7 @@ mod contexts;
 mod errors;
 mod images;
 mod interrupt;
+mod network;
 mod outputs;
 mod peers;
 mod registry;

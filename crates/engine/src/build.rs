@@ -7,16 +7,17 @@ use crate::export::{self, Built, Exported, Exporter};
 use crate::git::redacted;
 use crate::image::Images;
 use crate::net::Net;
+use crate::network::Networks;
 use crate::request::{NoCache, Request};
 use crate::resolver::BuildResolver;
 use crate::worker::{BuildWorker, Output};
-use crate::{EngineError, StepError, network, provenance, push};
+use crate::{EngineError, StepError, provenance, push};
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use xbuild_cache::{Store, TreeId};
 use xbuild_frontend::{self as frontend, Diagnostic, Entitlement, Parsed, Plan, SourceFile};
-use xbuild_graph::{Graph, LocalSource, Op, Platform, SourceOp, VertexId};
+use xbuild_graph::{Graph, LocalSource, NetworkMode, Op, Platform, SourceOp, VertexId};
 use xbuild_oci::Digest;
 use xbuild_registry::Credentials;
 use xbuild_runner::Launcher;
@@ -242,6 +243,7 @@ impl Engine {
         for id in graph.in_order() {
             steps[id.index()] = events.name(&redacted(&graph[id].meta.name));
         }
+        let own_networks = graph.in_order().into_iter().filter(|id| has_own_network(&graph[*id].op)).count();
         let worker = Arc::new(BuildWorker {
             store: self.store.clone(),
             net: self.net.clone(),
@@ -256,7 +258,7 @@ impl Engine {
             locals: Mutex::default(),
             remotes: Mutex::default(),
             indexes: Mutex::default(),
-            network: network::Settings::of_host(),
+            networks: Networks::of_host(own_networks),
             cancel: cancel.clone(),
             resources: request.resources.clone(),
             groups: Default::default(),
@@ -326,6 +328,10 @@ fn describe(response: &mut Response, exported: &Exported) -> Result<(), EngineEr
         metadata.insert("image.name".into(), json!(exported.names.join(",")));
     }
     Ok(())
+}
+
+fn has_own_network(op: &Op) -> bool {
+    matches!(op, Op::Exec(exec) if exec.network == NetworkMode::Default)
 }
 
 /// The request in the frontend's words.

@@ -1,13 +1,13 @@
 //! One container in the foreground, so that what was built is seen to work.
 
-use crate::network::{Settings, hosts_file};
+use crate::network::{Attached, Networks};
 use crate::ops::exec::USERS_MAX;
 use crate::{Engine, EngineError};
 use std::path::PathBuf;
 use xbuild_cache::Staging;
 use xbuild_cache::tree::{Marks, View};
-use xbuild_graph::Platform;
-use xbuild_runner::{Network, Outcome, Rootfs, Running, Spec, Stdio, users};
+use xbuild_graph::{NetworkMode, Platform};
+use xbuild_runner::{Outcome, Rootfs, Running, Spec, Stdio, users};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -28,14 +28,18 @@ pub struct RunRequest {
     pub hostname: Option<String>,
     /// A terminal: standard input is one.
     pub tty: bool,
-    /// No network but loopback.
-    pub no_network: bool,
+    /// The network; one of its own by default.
+    pub network: NetworkMode,
 }
 
 /// A container that runs; its files go when this is dropped.
 #[derive(Debug)]
 pub struct Container {
     running: Running,
+    /// Why it has the host's network, if that was not asked for.
+    shortfall: Option<String>,
+    _network: Attached,
+    _networks: Networks,
     _staging: Staging,
 }
 
@@ -43,6 +47,11 @@ impl Container {
     /// A handle to end it from elsewhere.
     pub fn killer(&self) -> Result<xbuild_runner::Killer, EngineError> {
         self.running.killer().map_err(|e| EngineError::Internal(e.to_string()))
+    }
+
+    /// Why it has the host's network, if that was not asked for.
+    pub fn network_shortfall(&self) -> Option<&str> {
+        self.shortfall.as_deref()
     }
 
     /// Waits for its end.
@@ -54,6 +63,9 @@ impl Container {
 impl Engine {
     /// Starts a container of an image; an image that is not here is pulled by the caller.
     pub fn start(&self, request: &RunRequest, stdio: Stdio) -> Result<Container, EngineError> {
+        let networks = Networks::of_host(1);
+        let wanted = networks.want(request.network);
+        self.launcher()?.warm_up()?;
         let (_, found) = self.find(&request.image, &Platform::host())?;
         let config = &found.config.config;
         let lower = self.store().dirs(self.tree_of(&found)?)?;
@@ -75,19 +87,26 @@ impl Engine {
         let root = Rootfs::Overlay { lower, upper, work, volatile: true, userxattr: false };
         let hostname = request.hostname.clone().unwrap_or_else(|| short_name(staging.path().to_owned()));
         let cwd = request.workdir.clone().unwrap_or_else(|| config.working_dir.clone());
+        let network = networks.attach(wanted);
         let spec = Spec {
             env: environment(request, &config.env, &hostname, &user.home),
             cwd: if cwd.is_empty() { "/".into() } else { cwd },
             user: user.identity,
-            network: if request.no_network { Network::None } else { Network::Host },
-            hosts_file: Some(hosts_file(&hostname, &[])),
-            resolv_conf: Some(Settings::of_host().resolv_conf),
+            network: network.network.clone(),
+            hosts_file: Some(network.hosts_file(&hostname, &[])),
+            resolv_conf: Some(network.resolv_conf.clone()),
             hostname,
             tty: request.tty,
             ..Spec::new(root, args)
         };
         let running = self.launcher()?.start(&spec, stdio)?;
-        Ok(Container { running, _staging: staging })
+        Ok(Container {
+            running,
+            shortfall: networks.shortfall(),
+            _network: network,
+            _networks: networks,
+            _staging: staging,
+        })
     }
 }
 

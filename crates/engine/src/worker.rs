@@ -5,6 +5,7 @@ use crate::context::Contexts;
 use crate::event::{EventKind, Events, StepId};
 use crate::image::Images;
 use crate::net::Net;
+use crate::network::Networks;
 use crate::ops::source::Remote;
 use crate::ops::{self, select};
 use crate::request::{Resources, SecretValue};
@@ -51,7 +52,8 @@ pub(crate) struct BuildWorker {
     pub(crate) remotes: Mutex<Remotes>,
     /// Digests of context files, remembered between builds.
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
-    pub(crate) network: crate::network::Settings,
+    /// Networks of execs.
+    pub(crate) networks: Networks,
     /// Ends the build.
     pub(crate) cancel: Cancel,
     /// Limits of every exec.

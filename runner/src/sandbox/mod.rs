@@ -19,10 +19,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, fchdir, getcwd, pivot_root, setsid, umask};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use staging::Staging;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// Becomes the sandboxed process: reads the request from the session, sets everything up and executes the command.
 /// Runs as process 1 of a new pid namespace, in a copy of the helper, and never returns into it.
@@ -91,14 +92,23 @@ fn die_with_helper() -> Result<(), Failure> {
 
 fn new_namespaces(spec: &Spec) -> Result<(), Failure> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
-    if spec.network == Network::None {
-        flags |= UnshareFlags::NEWNET;
+    match &spec.network {
+        Network::Host => {}
+        Network::None => flags |= UnshareFlags::NEWNET,
+        // While /proc is the host's, by which the path goes.
+        Network::Namespace(path) => join_network(path)?,
     }
     xbuild_sys::unshare(flags.bits()).during(|| "make namespaces".to_owned())?;
     if spec.network == Network::None {
         xbuild_sys::loopback_up().during(|| "bring the loopback interface up".to_owned())?;
     }
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the host name".to_owned())
+}
+
+fn join_network(path: &Path) -> Result<(), Failure> {
+    let step = || format!("join the network namespace `{}`", path.display());
+    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(step)?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).during(step)
 }
 
 /// Mounts the root file system and everything over it, in the new mount namespace.

@@ -2,7 +2,7 @@
 
 use super::{file, select};
 use crate::event::EventKind;
-use crate::network::hosts_file;
+use crate::network::Attached;
 use crate::request::Resources;
 use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepFailure};
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use xbuild_cache::tree::{Marks, View};
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
-use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
+use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, SecurityMode};
 use xbuild_runner::{
-    CgroupSpec, End, MountSource, MountSpec, Network, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec,
-    Stdio, users,
+    CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec, Stdio,
+    users,
 };
 use xbuild_solver::Task;
 
@@ -43,9 +43,18 @@ enum Held {
 
 /// Runs the process; what it leaves in its root is one layer.
 pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result<Output, EngineError> {
+    // Made by another thread, while this one starts the helper and looks for files.
+    let wanted = worker.networks.want(op.network);
+    worker.launcher.warm_up()?;
     let prepared = prepare(worker, op, task)?;
-    let spec = spec(worker, op, &prepared)?;
+    let network = worker.networks.attach(wanted);
+    if let Some(text) = worker.networks.shortfall() {
+        let short = text.clone();
+        worker.events.send(worker.step(task.vertex), EventKind::Warning { text, short });
+    }
+    let spec = spec(worker, op, &prepared, &network)?;
     let end = execute(worker, &spec, task)?;
+    drop(network);
     if task.cancel.is_set() {
         return Err(EngineError::Cancelled);
     }
@@ -218,7 +227,7 @@ fn cache(
     Ok(MountSource::Bind { path, selector, recursive: false })
 }
 
-fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared) -> Result<Spec, EngineError> {
+fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared, network: &Attached) -> Result<Spec, EngineError> {
     let view = View::layers(&prepared.lower, Marks::Trusted)?;
     let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
     let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?)
@@ -264,17 +273,14 @@ fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared) -> Result<Spec, 
         cwd: op.cwd.clone(),
         user: user.identity,
         mounts: prepared.mounts.clone(),
-        network: match op.network {
-            NetworkMode::Default | NetworkMode::Host => Network::Host,
-            NetworkMode::None => Network::None,
-        },
+        network: network.network.clone(),
         security: match op.security {
             SecurityMode::Sandbox => Security::Sandbox,
             SecurityMode::Insecure => Security::Insecure,
         },
         hostname: hostname.to_owned(),
-        hosts_file: Some(hosts_file(hostname, &op.extra_hosts)),
-        resolv_conf: Some(worker.network.resolv_conf.clone()),
+        hosts_file: Some(network.hosts_file(hostname, &op.extra_hosts)),
+        resolv_conf: Some(network.resolv_conf.clone()),
         shm_size: op.shm_size,
         rlimits: op.ulimits.iter().map(limit).collect(),
         cgroup: cgroup(worker, op),

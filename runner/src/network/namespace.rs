@@ -1,0 +1,62 @@
+//! Network namespaces, made on a thread of their own.
+
+use super::error::{NetworkError, Trying};
+use super::links::Links;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// A network namespace; it lives as long as this descriptor or a process in it.
+#[derive(Debug)]
+pub struct Namespace {
+    file: OwnedFd,
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Namespace {
+    /// Moves the calling thread to a new namespace, with loopback up, and for good: the thread has to be one that was made
+    /// for this and starts no others.
+    pub(super) fn enter_new() -> Result<(Self, Links), NetworkError> {
+        xbuild_sys::unshare(UnshareFlags::NEWNET.bits()).trying(|| "make a network namespace".to_owned())?;
+        let file = open_current()?;
+        let mut links = Links::open().trying(|| "open the new network namespace".to_owned())?;
+        links.start_loopback().trying(|| "bring the loopback interface up".to_owned())?;
+        Ok((Self { file }, links))
+    }
+
+    /// A path that leads to it while this value lives, for [`crate::Network::Namespace`].
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
+    }
+}
+
+/// The namespace that a thread starts in, to come back to.
+#[derive(Debug)]
+pub(super) struct Home {
+    file: OwnedFd,
+}
+
+impl Home {
+    /// That of the calling thread.
+    pub(super) fn remember() -> Result<Self, NetworkError> {
+        Ok(Self { file: open_current()? })
+    }
+
+    /// Moves the calling thread there.
+    pub(super) fn enter(&self) -> Result<(), NetworkError> {
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+            .trying(|| "return to the host's network namespace".to_owned())
+    }
+}
+
+fn open_current() -> Result<OwnedFd, NetworkError> {
+    let file = File::open("/proc/thread-self/ns/net").trying(|| "open a network namespace".to_owned())?;
+    Ok(file.into())
+}
