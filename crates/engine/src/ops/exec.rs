@@ -1,26 +1,22 @@
 //! Exec ops: one process in a sandbox over an overlay of its root.
 
-use super::{file, select};
+use super::{file, output, select};
 use crate::event::EventKind;
 use crate::network::Attached;
 use crate::request::Resources;
 use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepFailure};
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use xbuild_cache::tree::{Marks, View};
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
-use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, SecurityMode};
+use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, Platform, SecurityMode};
 use xbuild_runner::{
     CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec, Stdio,
     users,
 };
 use xbuild_solver::Task;
 
-/// Bytes of output kept for the error of a failed step.
-const TAIL: usize = 16 << 10;
 /// Largest `/etc/passwd` and `/etc/group` of an image.
 pub(crate) const USERS_MAX: u64 = 10 << 20;
 
@@ -53,7 +49,7 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
         worker.events.send(worker.step(task.vertex), EventKind::Warning { text, short });
     }
     let spec = spec(worker, op, &prepared, &network)?;
-    let end = execute(worker, &spec, task)?;
+    let end = execute(worker, op, &spec, task)?;
     drop(network);
     if task.cancel.is_set() {
         return Err(EngineError::Cancelled);
@@ -314,15 +310,20 @@ fn limit(ulimit: &xbuild_graph::Ulimit) -> Rlimit {
 }
 
 /// Runs the process and passes its output on; `Some` says how it failed.
-fn execute(worker: &BuildWorker, spec: &Spec, task: &Task<'_, Output>) -> Result<Option<String>, EngineError> {
+fn execute(
+    worker: &BuildWorker,
+    op: &ExecOp,
+    spec: &Spec,
+    task: &Task<'_, Output>,
+) -> Result<Option<String>, EngineError> {
     let pipe = || std::io::pipe().map_err(|e| EngineError::io("make", Path::new("a pipe"), e));
     let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
     let stdio = Stdio { stdin: None, stdout: Some(OwnedFd::from(out_write)), stderr: Some(OwnedFd::from(err_write)) };
     let running = worker.launcher.start(spec, stdio)?;
     let ended = std::thread::scope(|scope| {
-        scope.spawn(|| forward(worker, task, 1, out_read));
-        scope.spawn(|| forward(worker, task, 2, err_read));
-        wait(running, task)
+        scope.spawn(|| output::forward(worker, task, 1, out_read));
+        scope.spawn(|| output::forward(worker, task, 2, err_read));
+        wait(worker, running, task)
     });
     match ended {
         Ok(outcome) if outcome.oom => Ok(Some(format!("{}: out of memory", said(outcome.end)))),
@@ -330,11 +331,21 @@ fn execute(worker: &BuildWorker, spec: &Spec, task: &Task<'_, Output>) -> Result
         Ok(outcome) => Ok(Some(said(outcome.end))),
         Err(error) => match error.exit_code() {
             Some(code) => {
-                note(worker, task, 2, format!("{error}\n").as_bytes());
-                Ok(Some(format!("exit code: {code}")))
+                output::note(worker, task, 2, format!("{error}\n").into_bytes());
+                Ok(Some(format!("exit code: {code}{}", emulator_hint(code, op))))
             }
             None => Err(error.into()),
         },
+    }
+}
+
+/// A program of another architecture that cannot be executed most likely has no emulator.
+fn emulator_hint(code: u8, op: &ExecOp) -> String {
+    match &op.platform {
+        Some(platform) if code == 126 && platform.architecture != Platform::host().architecture => {
+            format!(" (hint: to run programs of {platform} here, install qemu-user-static and binfmt-support)")
+        }
+        _ => String::new(),
     }
 }
 
@@ -346,44 +357,16 @@ fn said(end: End) -> String {
 }
 
 /// Waits for the end; a cancelled build kills the sandbox.
-fn wait(running: Running, task: &Task<'_, Output>) -> Result<Outcome, SandboxError> {
+fn wait(worker: &BuildWorker, running: Running, task: &Task<'_, Output>) -> Result<Outcome, SandboxError> {
     let Ok(killer) = running.killer() else {
         return running.wait();
     };
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                if task.cancel.is_set() {
-                    killer.kill();
-                    return;
-                }
-                std::thread::park_timeout(std::time::Duration::from_millis(50));
-            }
-        });
-        let outcome = running.wait();
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-        watcher.thread().unpark();
-        outcome
-    })
-}
-
-fn forward(worker: &BuildWorker, task: &Task<'_, Output>, stream: u8, mut from: impl Read) {
-    let mut buffer = vec![0; 16 << 10];
-    // A broken pipe is the end of the output.
-    while let Ok(n @ 1..) = from.read(&mut buffer) {
-        note(worker, task, stream, &buffer[..n]);
-    }
-}
-
-/// Shows output, and keeps the last of it for an error.
-fn note(worker: &BuildWorker, task: &Task<'_, Output>, stream: u8, data: &[u8]) {
-    let mut tails = worker.tails.lock().unwrap_or_else(PoisonError::into_inner);
-    let tail = tails.entry(task.vertex.index()).or_default();
-    tail.extend_from_slice(data);
-    if tail.len() > 2 * TAIL {
-        tail.drain(..tail.len() - TAIL);
-    }
-    drop(tails);
-    worker.events.send(worker.step(task.vertex), EventKind::Log { stream, data: data.to_vec() });
+    let cancel = task.cancel.clone();
+    let watcher = worker.runtime.spawn(async move {
+        cancel.wait().await;
+        killer.kill();
+    });
+    let outcome = running.wait();
+    watcher.abort();
+    outcome
 }

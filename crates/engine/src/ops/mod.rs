@@ -3,5 +3,7 @@
 pub(crate) mod content;
 pub(crate) mod exec;
 pub(crate) mod file;
+mod mask;
+mod output;
 pub(crate) mod select;
 pub(crate) mod source;
