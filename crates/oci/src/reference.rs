@@ -26,6 +26,8 @@ pub struct ReferenceError {
 }
 
 const DOCKER_HOST: &str = "docker.io";
+/// Longest repository, `library/` counted.
+const REPOSITORY_MAX: usize = 255;
 
 impl Reference {
     /// The name as people write it: Docker's default host and `library/` left out.
@@ -86,15 +88,15 @@ impl FromStr for Reference {
         if path.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(fail("has upper-case letters; repository names are lower case"));
         }
-        if path.len() > 255 || !path.split('/').all(valid_component) {
-            return Err(fail(
-                "is not a repository name (lower-case letters and digits, separated by `.`, `_`, `-`, `/`)",
-            ));
-        }
         let repository = match host == DOCKER_HOST && !path.contains('/') {
             true => format!("library/{path}"),
             false => path.to_owned(),
         };
+        if repository.len() > REPOSITORY_MAX || !path.split('/').all(valid_component) {
+            return Err(fail(
+                "is not a repository name (at most 255 lower-case letters and digits, separated by `.`, `_`, `-`, `/`)",
+            ));
+        }
         let tag = match (tag, &digest) {
             (None, None) => Some("latest".to_owned()),
             (tag, _) => tag.map(str::to_owned),
@@ -165,5 +167,8 @@ mod tests {
         {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
+        // The full name of what is taken can be read again.
+        assert!("f".repeat(247).parse::<Reference>().is_ok());
+        assert!("f".repeat(248).parse::<Reference>().is_err());
     }
 }
