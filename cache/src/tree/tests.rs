@@ -113,6 +113,7 @@ fn options(destination: &str) -> CopyOptions<'_> {
         mtime: None,
         clamp: None,
         limits: Limits::default(),
+        changes: None,
     }
 }
 
