@@ -16,11 +16,9 @@ use std::path::Path;
 
 /// How a tar is written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct TarOptions<'a> {
+pub struct TarOptions {
     /// Latest modification time, in seconds; later ones become this (rewrite-timestamp).
     pub clamp: Option<i64>,
-    /// The tree below the layer. With it, whiteouts of names that it does not have are left out.
-    pub base: Option<&'a View>,
 }
 
 /// Writes diff directories, topmost first, as one layer.
@@ -28,12 +26,7 @@ pub struct TarOptions<'a> {
 /// Marks in the lowest directory are the layer's. Those in the others hide what the layer's lower directories hold, and no
 /// more: they are not written. Entries are sorted, directories before their content, times are whole seconds, owners are numbers. The same directories
 /// give the same bytes, on every machine.
-pub fn write_layer<P: AsRef<Path>>(
-    dirs: &[P],
-    marks: Marks,
-    options: TarOptions<'_>,
-    out: &mut impl Write,
-) -> Result<()> {
+pub fn write_layer<P: AsRef<Path>>(dirs: &[P], marks: Marks, options: TarOptions, out: &mut impl Write) -> Result<()> {
     let mut parts = Vec::with_capacity(dirs.len());
     for (layer, dir) in dirs.iter().enumerate() {
         parts.push(Part { layer, fd: open_root(dir.as_ref())? });
@@ -44,14 +37,14 @@ pub fn write_layer<P: AsRef<Path>>(
 
 /// Writes everything that a view shows, as `type=tar` does.
 pub fn write_root(view: &View, clamp: Option<i64>, out: &mut impl Write) -> Result<()> {
-    let options = TarOptions { clamp, base: None };
+    let options = TarOptions { clamp };
     let root = view.root().clone();
     TarWriter { out, options, lowest: None, links: HashMap::new() }.run(root)
 }
 
 struct TarWriter<'a, W> {
     out: &'a mut W,
-    options: TarOptions<'a>,
+    options: TarOptions,
     /// The diff directory whose marks are written; none of a whole root, where nothing is hidden.
     lowest: Option<usize>,
     /// First name of every file with several.
@@ -198,12 +191,6 @@ impl<W: Write> TarWriter<'_, W> {
     }
 
     fn whiteout(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
-        let below = Path::new(OsStr::from_bytes(path));
-        if let Some(base) = self.options.base
-            && base.lookup(below, false)?.is_none()
-        {
-            return Ok(());
-        }
         let at = path.len() - entry.name.len();
         let name = [&path[..at], b".wh.", &path[at..]].concat();
         self.marker(&name)

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 mod archive;
 mod copying;
+mod deltas;
 mod digests;
 mod roundtrip;
 mod viewing;
