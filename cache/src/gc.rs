@@ -241,10 +241,16 @@ impl Store {
         };
         let mut bytes = 0;
         for (id, dirs, size) in gone {
-            for dir in dirs.split_ascii_whitespace().filter(|d| !shared.contains(*d)) {
+            let (kept, free): (Vec<_>, Vec<_>) = dirs.split_ascii_whitespace().partition(|d| shared.contains(*d));
+            for dir in free {
                 self.discard(&self.root().join("trees").join(dir))?;
             }
-            bytes += size.unwrap_or(0) as u64;
+            if kept.is_empty() {
+                bytes += size.unwrap_or(0) as u64;
+            } else {
+                // It counts in another tree now.
+                self.db().execute("UPDATE trees SET size=NULL WHERE dirs LIKE '% ' || ?1", [kept[kept.len() - 1]])?;
+            }
             entries.push(format!("tree-{id}"));
         }
         Ok(bytes)
@@ -342,12 +348,21 @@ impl Store {
         Ok(held)
     }
 
-    /// Counts the size of every tree that was not counted yet.
+    /// Counts the size of every tree that was not counted yet. A directory of several trees counts in the oldest.
     fn count_sizes(&self) -> Result<(), StoreError> {
         let rows: Vec<(i64, String)> = {
             let db = self.db();
-            let mut query = db.prepare("SELECT id, dirs FROM trees WHERE size IS NULL")?;
-            query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?
+            let mut query = db.prepare("SELECT id, dirs, size IS NULL FROM trees ORDER BY id")?;
+            let mut rows = query.query([])?;
+            let (mut seen, mut uncounted) = (BTreeSet::new(), Vec::new());
+            while let Some(row) = rows.next()? {
+                let dirs: String = row.get(1)?;
+                let own: Vec<_> = dirs.split_ascii_whitespace().filter(|d| seen.insert((*d).to_owned())).collect();
+                if row.get(2)? {
+                    uncounted.push((row.get(0)?, own.join(" ")));
+                }
+            }
+            uncounted
         };
         let trees = self.root().join("trees");
         let sizes: Vec<(i64, u64)> = rows

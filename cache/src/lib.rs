@@ -30,6 +30,7 @@ mod index;
 mod lock;
 mod record;
 mod store;
+mod trash;
 pub mod tree;
 mod trees;
 

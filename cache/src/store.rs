@@ -1,5 +1,6 @@
 //! Opening a root, sessions, staging, and the check of everything.
 
+use crate::trash::{self, Trash};
 use crate::{At, FileLock, StoreError, index};
 use rusqlite::Connection;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
@@ -8,8 +9,8 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const FORMAT: &str = "xbuild-store 1";
 const FOLDERS: [&str; 7] = ["blobs/sha256", "trees", "cachemounts", "staging", "trash", "contexts", "locks"];
@@ -22,6 +23,7 @@ pub struct Store {
     owner: String,
     epoch: String,
     counter: AtomicU64,
+    trash: Arc<Trash>,
     _session: FileLock,
 }
 
@@ -29,6 +31,7 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
+    trash: Arc<Trash>,
 }
 
 impl Staging {
@@ -38,15 +41,22 @@ impl Staging {
     }
 
     /// Gives the directory away: it is not removed on drop.
-    pub(crate) fn into_path(self) -> PathBuf {
-        std::mem::ManuallyDrop::new(self).path.clone()
+    pub(crate) fn into_path(mut self) -> PathBuf {
+        std::mem::take(&mut self.path)
+    }
+
+    /// Takes something out that is not to be published.
+    pub fn discard(&self, name: &str) -> Result<(), StoreError> {
+        self.trash.put(&self.path.join(name))
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What cannot be removed now is swept with the session.
-        let _ = fs::remove_dir_all(&self.path);
+        // What cannot be removed now is swept with the session. An empty one needs no trash.
+        if !self.path.as_os_str().is_empty() && fs::remove_dir(&self.path).is_err() {
+            let _ = self.trash.put(&self.path);
+        }
     }
 }
 
@@ -81,7 +91,8 @@ impl Store {
         session.file().write_all(now_ms().to_string().as_bytes()).at("write", &session_path)?;
         let epoch = epoch_of(&root)?;
         let db = index::open(&root.join("index.db"), &epoch)?;
-        Ok(Self { root, db: Mutex::new(db), owner, epoch, counter: AtomicU64::new(0), _session: session })
+        let trash = Arc::new(Trash::new(root.join("trash"), &owner));
+        Ok(Self { root, db: Mutex::new(db), owner, epoch, counter: AtomicU64::new(0), trash, _session: session })
     }
 
     /// Where the store is.
@@ -94,7 +105,7 @@ impl Store {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
         let path = self.root.join("staging").join(&self.owner).join(n.to_string());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("make", &path)?;
-        Ok(Staging { path })
+        Ok(Staging { path, trash: Arc::clone(&self.trash) })
     }
 
     /// Waits for the right to do the work named `name`, so that equal work is done once, in this process and others.
@@ -153,12 +164,7 @@ impl Store {
 
     /// Moves a file or directory to the trash, whence it is freed later.
     pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
-        let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        let to = self.root.join("trash").join(format!("{}-{n}", self.owner));
-        match fs::rename(path, &to) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("rename", path),
-            _ => Ok(()),
-        }
+        self.trash.put(path)
     }
 
     /// Frees what is in the trash and what dead sessions left in staging. Slow; not for the build path.
@@ -170,14 +176,7 @@ impl Store {
                 if folder == "staging" && (name == self.owner || self.session_is_live(&name)?) {
                     continue;
                 }
-                let path = entry.path();
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                match removed {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(e).at("remove", &path);
-                    }
-                    _ => {}
-                }
+                trash::free(&entry.path())?;
             }
         }
         Ok(())
@@ -199,6 +198,8 @@ impl Store {
 
     /// Whether there is anything for [`Store::sweep`] to do.
     pub fn needs_sweep(&self) -> bool {
+        // Often there is little, and it is being freed already.
+        self.trash.settle(Duration::from_millis(5));
         let some = |folder| {
             fs::read_dir(self.root.join(folder)).is_ok_and(|d| d.flatten().any(|e| e.file_name() != *self.owner))
         };

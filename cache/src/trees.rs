@@ -4,7 +4,7 @@ use crate::store::now_ms;
 use crate::{At, Staging, Store, StoreError};
 use rusqlite::{OptionalExtension, Row, params};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use xbuild_oci::Digest;
 
 /// Names a tree; [`TreeId::EMPTY`] has no files.
@@ -51,8 +51,8 @@ pub struct Tree {
 pub struct NewTree {
     /// The tree below; none for the bottom.
     pub parent: Option<TreeId>,
-    /// Diff directories of an older layer that this one stands on (delta), top first.
-    pub reuse: Vec<String>,
+    /// Diff directories of another tree's layer, top first, to which the new one is the difference.
+    pub reuse: Vec<PathBuf>,
     /// Diff ID, where the layer was unpacked from a tar.
     pub diff_id: Option<Digest>,
     /// Digest of the files, where it was taken in passing.
@@ -74,7 +74,7 @@ impl Store {
             fs::rename(&from, &to).at("publish", &from)?;
             names.push(name);
         }
-        names.extend(new.reuse.iter().cloned());
+        names.extend(new.reuse.iter().filter_map(|dir| name_of(dir)).map(str::to_owned));
         let parent = new.parent.unwrap_or(TreeId::EMPTY);
         let below = match parent {
             TreeId::EMPTY => None,
@@ -93,11 +93,26 @@ impl Store {
         drop(db);
         match chain_id {
             Some(chain_id) if inserted == 0 => {
-                names.iter().try_for_each(|n| self.discard(&self.root().join("trees").join(n)))?;
+                let own = &names[..names.len() - new.reuse.len()];
+                own.iter().try_for_each(|n| self.discard(&self.root().join("trees").join(n)))?;
                 self.tree_by_chain(chain_id)?.ok_or_else(|| StoreError::Missing(format!("the layer {chain_id}")))
             }
             _ => Ok(TreeId(id)),
         }
+    }
+
+    /// The newest trees that an op made, the newest first. They are marked as used and stay while this process lives.
+    pub fn made_before(&self, op: &[u8; 32], most: u32) -> Result<Vec<TreeId>, StoreError> {
+        let db = self.db();
+        // What is collected in the same moment has no row to be marked any more.
+        let mut query = db.prepare_cached(
+            "UPDATE trees SET last_used=?2 WHERE id IN (SELECT tree FROM records WHERE op=?1 ORDER BY id DESC LIMIT ?3)
+             RETURNING id",
+        )?;
+        let rows = query.query_map(params![op, now_ms(), most], |row| row.get(0).map(TreeId))?;
+        let mut trees: Vec<TreeId> = rows.collect::<Result<_, _>>()?;
+        trees.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(trees)
     }
 
     /// The row of a tree.
@@ -170,6 +185,11 @@ impl Store {
             created: row.get(6)?,
         })
     }
+}
+
+/// The name of a directory in `trees/` whose `fs` is `dir`.
+fn name_of(dir: &Path) -> Option<&str> {
+    dir.parent()?.file_name()?.to_str()
 }
 
 fn bytes(digest: Option<Digest>) -> Option<[u8; 32]> {

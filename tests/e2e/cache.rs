@@ -1,7 +1,7 @@
 //! Which steps run again.
 
 use crate::{UNIQUE, built, lab};
-use xbuild_testkit::Lab;
+use xbuild_testkit::{Image, Lab};
 
 #[test]
 fn a_step_with_the_same_files_does_not_run_what_follows() {
@@ -114,4 +114,65 @@ fn a_changed_mode_or_argument_counts() {
     lab.tool("chmod", &["755", "app/f"]).ok();
     assert_ne!(built(&lab, "app", "id", &["--build-arg", "A=1"]), first);
     assert_eq!(lab.read("app.out/mode"), "755");
+}
+
+/// Builds into an archive and reads its one image.
+fn image(lab: &Lab, root: &std::path::Path, name: &str) -> Image {
+    let output = format!("type=oci,dest={name}");
+    let epoch = "1700000000";
+    lab.xbuild(&["build", "-o", &output, "app"]).env("XBUILD_ROOT", root).env("SOURCE_DATE_EPOCH", epoch).ok();
+    Image::only(&lab.path(name))
+}
+
+/// Directories in the store's `trees`.
+fn trees(root: &std::path::Path) -> usize {
+    std::fs::read_dir(root.join("trees")).expect("the store has trees").count()
+}
+
+#[test]
+fn a_copy_after_another_is_what_a_first_copy_is() {
+    let Some(lab) = lab(&[]) else { return };
+    let run = "find . | sort > /list; cat gone d/f1 > /seen 2>&1; touch -d @1600000000 /list /seen";
+    let dockerfile = format!("FROM busybox\nWORKDIR /app\nCOPY . .\nRUN {run}\n");
+    lab.write("app/Dockerfile", dockerfile);
+    lab.write("app/.dockerignore", "Dockerfile\n.dockerignore\n");
+    for n in 0..200 {
+        lab.write(&format!("app/d/f{n}"), format!("{n}\n"));
+    }
+    for name in ["gone", "old/file", "kind"] {
+        lab.write(&format!("app/{name}"), "first\n");
+    }
+    image(&lab, &lab.root(), "first.tar");
+    let disk = lab.tool("du", &["-s", lab.root().join("trees").to_str().expect("plain name")]).ok().out();
+    lab.write("app/d/f1", "edited\n");
+    lab.write("app/d/new", "new\n");
+    for name in ["gone", "kind"] {
+        std::fs::remove_file(lab.path(&format!("app/{name}"))).expect("the file is there");
+    }
+    std::fs::remove_dir_all(lab.path("app/old")).expect("the directory is there");
+    lab.write("app/kind/now", "a directory\n");
+    let second = image(&lab, &lab.root(), "second.tar");
+    let other = lab.other_root("other");
+    lab.load_busybox(&other);
+    let fresh = image(&lab, &other, "fresh.tar");
+    assert_eq!(second.diff_ids(), fresh.diff_ids());
+    assert_eq!(second.id, fresh.id, "and with them the whole image");
+    assert!(second.text("seen").contains("edited") && !second.text("list").contains("/old"));
+    let kilobytes = |text: &str| text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+    let now = lab.tool("du", &["-s", lab.root().join("trees").to_str().expect("plain name")]).ok().out();
+    let grown = kilobytes(&now).expect("a number") - kilobytes(&disk).expect("a number");
+    assert!(grown < 200, "200 files were copied again: {grown} KiB more");
+    lab.xbuild(&["store", "check"]).ok();
+    // The first copy goes; what the second needs of it stays.
+    lab.write("app/d/f1", "edited again\n");
+    image(&lab, &lab.root(), "third.tar");
+    let before = trees(&lab.root());
+    lab.xbuild(&["prune", "-f", "--filter", "description~=RUN"]).ok();
+    assert!(trees(&lab.root()) < before);
+    lab.xbuild(&["store", "check"]).ok();
+    assert_eq!(image(&lab, &lab.root(), "again.tar").diff_ids().len(), fresh.diff_ids().len());
+    lab.xbuild(&["prune", "-af"]).ok();
+    lab.xbuild(&["store", "check"]).ok();
+    lab.load_busybox(&lab.root());
+    assert!(image(&lab, &lab.root(), "last.tar").text("seen").contains("edited again"));
 }

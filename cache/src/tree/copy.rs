@@ -1,6 +1,7 @@
 //! COPY and ADD.
 
 use super::content::{Mover, kept_xattrs, set_xattrs};
+use super::delta::{Change, Changes};
 use super::dir::{Dir, Entry, MAX_DEPTH, open_regular};
 use super::error::{Context, Result, TreeError};
 use super::link::{Groups, link_within, lock};
@@ -54,6 +55,8 @@ pub struct CopyOptions<'a> {
     pub clamp: Option<Time>,
     /// How much an archive may hold.
     pub limits: Limits,
+    /// Copy only these of the directory that is the one source, over an earlier copy of it.
+    pub changes: Option<&'a Changes>,
 }
 
 impl<'a> CopyOptions<'a> {
@@ -72,6 +75,16 @@ impl<'a> CopyOptions<'a> {
             mtime: None,
             clamp: None,
             limits: Limits::default(),
+            changes: None,
+        }
+    }
+
+    /// The time that the copy of a file gets.
+    pub(crate) fn time_of(&self, meta: &Meta) -> Time {
+        match (self.mtime, self.clamp) {
+            (Some(fixed), _) => fixed,
+            (None, Some(clamp)) => meta.mtime.min(clamp),
+            (None, None) => meta.mtime,
         }
     }
 }
@@ -242,8 +255,8 @@ struct Target {
 }
 
 /// A directory of the source that is to be copied. It is opened when its turn comes, to hold few descriptors.
-struct Waiting {
-    parent: Arc<Job>,
+struct Waiting<'a> {
+    parent: Arc<Job<'a>>,
     entry: Entry,
     meta: Meta,
     path: PathBuf,
@@ -252,11 +265,14 @@ struct Waiting {
     /// It is made even if it stays empty.
     wanted: bool,
     incidental: bool,
+    changes: Option<&'a Changes>,
 }
 
 /// A directory of the source that is being copied.
-struct Job {
+struct Job<'a> {
     dir: Dir,
+    /// All that is to be copied, if it is not everything.
+    changes: Option<&'a Changes>,
     /// Path in the view.
     path: PathBuf,
     /// Path below the source.
@@ -312,6 +328,7 @@ impl<'a> Copier<'a> {
         }
         let job = Job {
             dir: source,
+            changes: self.options.changes,
             path: node.path.clone(),
             below: PathBuf::new(),
             included,
@@ -329,7 +346,10 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn start<'s>(&'s self, scope: &Scope<'s>, waiting: Waiting) {
+    fn start<'s>(&'s self, scope: &Scope<'s>, waiting: Waiting<'a>)
+    where
+        'a: 's,
+    {
         scope.spawn(move |scope| {
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -345,8 +365,8 @@ impl<'a> Copier<'a> {
         lock(&self.failure).get_or_insert(failure);
     }
 
-    fn enter<'s>(&'s self, scope: &Scope<'s>, waiting: Waiting) -> Result<()> {
-        let Waiting { parent, entry, meta, path, below, said, wanted, incidental } = waiting;
+    fn enter<'s>(&'s self, scope: &Scope<'s>, waiting: Waiting<'a>) -> Result<()> {
+        let Waiting { parent, entry, meta, path, below, said, wanted, incidental, changes } = waiting;
         let Some(source) = parent.dir.child_from(&entry.name, entry.part).context("open", &path)? else {
             return Ok(());
         };
@@ -363,14 +383,24 @@ impl<'a> Copier<'a> {
             self.open(&target)?;
         }
         let included = said == Said::Yes;
-        self.directory(scope, Job { dir: source, path, below, included, depth: parent.depth + 1, target })
+        self.directory(scope, Job { dir: source, changes, path, below, included, depth: parent.depth + 1, target })
     }
 
-    fn directory<'s>(&'s self, scope: &Scope<'s>, job: Job) -> Result<()> {
+    fn directory<'s>(&'s self, scope: &Scope<'s>, job: Job<'a>) -> Result<()> {
         if job.depth > MAX_DEPTH {
             return Err(TreeError::unfit(&job.path, "nested too deeply"));
         }
-        let mut entries = job.dir.entries().context("list", &job.path)?;
+        let mut entries = match job.changes {
+            None => job.dir.entries().context("list", &job.path)?,
+            Some(changes) => {
+                self.hide_removed(&job.target, changes)?;
+                changes.to_copy()
+            }
+        };
+        if !self.view.immutable() {
+            // After the listing: what changes from here on has a later time.
+            self.writer.note_source(job.dir.meta().context("stat", &job.path)?.ctime);
+        }
         let job = Arc::new(job);
         while entries.len() > CHUNK {
             let chunk = entries.split_off(entries.len() - CHUNK);
@@ -381,7 +411,7 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    fn entries<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job>, entries: Vec<Entry>) {
+    fn entries<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job<'a>>, entries: Vec<Entry>) {
         for entry in entries {
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -392,7 +422,7 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn entry<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job>, entry: Entry) -> Result<()> {
+    fn entry<'s>(&'s self, scope: &Scope<'s>, job: &Arc<Job<'a>>, entry: Entry) -> Result<()> {
         let path = job.path.join(&entry.name);
         let below = job.below.join(&entry.name);
         let said = match &self.include {
@@ -425,7 +455,21 @@ impl<'a> Copier<'a> {
         }
         let incidental = wanted != Visibility::Visible || said != Said::Yes;
         let wanted = !incidental && visible == Visibility::Visible;
-        self.start(scope, Waiting { parent: Arc::clone(job), entry, meta, path, below, said, wanted, incidental });
+        let changes = match job.changes.and_then(|changes| changes.of(&entry.name)) {
+            Some(Change::Enter(changes)) => Some(changes),
+            _ => None,
+        };
+        let parent = Arc::clone(job);
+        self.start(scope, Waiting { parent, entry, meta, path, below, said, wanted, incidental, changes });
+        Ok(())
+    }
+
+    /// Takes names that are gone out of the earlier copy.
+    fn hide_removed(&self, target: &Target, changes: &Changes) -> Result<()> {
+        for (name, _) in changes.0.iter().filter(|(_, change)| *change == Change::Remove) {
+            let (dir, _) = self.open(target)?;
+            self.writer.hide(&dir, name)?;
+        }
         Ok(())
     }
 
@@ -465,11 +509,7 @@ impl<'a> Copier<'a> {
     }
 
     fn mtime(&self, meta: &Meta) -> Time {
-        match (self.options.mtime, self.options.clamp) {
-            (Some(fixed), _) => fixed,
-            (None, Some(clamp)) => meta.mtime.min(clamp),
-            (None, None) => meta.mtime,
-        }
+        self.options.time_of(meta)
     }
 
     fn mode(&self, meta: &Meta) -> u32 {
@@ -544,6 +584,9 @@ impl<'a> Copier<'a> {
         let (source, now) = open_regular(parent.fd(part), from, &node.path)?;
         let file = create(dir.fd.as_fd(), name).context("create", &path)?;
         self.mover.copy(source.as_fd(), file.as_fd(), now.size, now.blocks).context("copy to", &path)?;
+        if !self.view.immutable() {
+            self.writer.note_source(now.ctime);
+        }
         let mtime = self.mtime(&node.meta);
         set_file(file.as_fd(), self.mode(&node.meta), self.owner(&node.meta), Some(mtime))
             .context("set attributes of", &path)?;

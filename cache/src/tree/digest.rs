@@ -19,6 +19,7 @@ use super::dir::{Dir, Entry, MAX_DEPTH, open_regular, xattr};
 use super::error::{Context, Result, TreeError};
 use super::index::{FileDigests, StatKey};
 use super::link::lock;
+use super::listing::{Block, BlockWriter, Listing, ListingWriter};
 use super::meta::{Kind, Meta};
 use super::select::{Include, Said, expand};
 use super::view::{Node, View, Visibility};
@@ -39,7 +40,7 @@ impl View {
     pub fn digest(&self, path: impl AsRef<Path>, follow: bool, files: &dyn FileDigests) -> Result<TreeDigest> {
         let node = self.require(path, follow)?;
         let record = Hashing::new(self, files, None, None).node(&node)?;
-        let record = record.unwrap_or(Record { meta: node.meta, value: [0; 32] });
+        let record = record.unwrap_or(Record::new(node.meta, [0; 32]));
         Ok(finish(&record))
     }
 }
@@ -53,45 +54,100 @@ pub fn selection_digest(
     options: &CopyOptions<'_>,
     files: &dyn FileDigests,
 ) -> Result<TreeDigest> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"xbuild selection 1");
+    let selection = Selection { options, files, list: None };
+    let mut hasher = selection.start();
     for source in sources {
+        selection.add(source, &mut hasher, &mut |_, _| {})?;
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// How sources are hashed.
+#[derive(Clone, Copy)]
+struct Selection<'a> {
+    options: &'a CopyOptions<'a>,
+    files: &'a dyn FileDigests,
+    list: Option<&'a ListingWriter>,
+}
+
+impl<'a> Selection<'a> {
+    fn start(&self) -> blake3::Hasher {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"xbuild selection 1");
+        hasher
+    }
+
+    fn walk(&self, view: &'a View, include: Option<Include<'a>>) -> Hashing<'a> {
+        let mut hashing = Hashing::new(view, self.files, self.options.excludes, include);
+        hashing.list = self.list.map(|list| (list, self.options));
+        hashing
+    }
+
+    /// Adds a source to the digest, and tells `found` what it is.
+    fn add(
+        &self,
+        source: &CopySource<'a>,
+        hasher: &mut blake3::Hasher,
+        found: &mut dyn FnMut(&Node, Option<Record>),
+    ) -> Result<()> {
         match *source {
             CopySource::Inline { name, data } => {
-                field(&mut hasher, b"inline");
-                field(&mut hasher, name.as_bytes());
-                field(&mut hasher, data);
+                field(hasher, b"inline");
+                field(hasher, name.as_bytes());
+                field(hasher, data);
             }
-            CopySource::Path { view, path, wildcard, required } if options.parents => {
+            CopySource::Path { view, path, wildcard, required } if self.options.parents => {
                 let text = path.to_str().ok_or_else(|| TreeError::unfit(path, "not valid UTF-8"))?;
                 let (pivot, pattern) = text.split_once("/./").unwrap_or(("/", text));
                 let node = view.require(pivot, true)?;
-                let include = Include::new(pattern, options.glob, options.wildcard);
-                let hashing = Hashing::new(view, files, options.excludes, Some(include));
+                let hashing = self.walk(view, Some(Include::new(pattern, self.options.glob, self.options.wildcard)));
                 let record = hashing.node(&node)?;
                 if required && !wildcard && !hashing.found.load(Ordering::Relaxed) {
                     return Err(TreeError::not_found(path));
                 }
-                add(&mut hasher, None, &node, record);
+                found(&node, record);
+                add(hasher, None, &node, record);
             }
             CopySource::Path { view, path, wildcard, required } => {
                 let paths =
-                    if wildcard { expand(view, path, options.wildcard, true)? } else { vec![path.to_path_buf()] };
-                for found in paths {
-                    let Some(node) = view.lookup(&found, true)? else {
+                    if wildcard { expand(view, path, self.options.wildcard, true)? } else { vec![path.to_path_buf()] };
+                for path in paths {
+                    let Some(node) = view.lookup(&path, true)? else {
                         if required || wildcard {
-                            return Err(TreeError::not_found(found));
+                            return Err(TreeError::not_found(path));
                         }
-                        field(&mut hasher, b"absent");
+                        field(hasher, b"absent");
                         continue;
                     };
-                    let record = Hashing::new(view, files, options.excludes, None).node(&node)?;
-                    add(&mut hasher, base_name(&found), &node, record);
+                    let record = self.walk(view, None).node(&node)?;
+                    found(&node, record);
+                    add(hasher, base_name(&path), &node, record);
                 }
             }
         }
+        Ok(())
     }
-    Ok(*hasher.finalize().as_bytes())
+}
+
+/// As [`selection_digest`] of one source, with a listing of what it selects if it is a directory.
+///
+/// The listing is written to `list`; `origin` names where the files are.
+pub fn selection_listing(
+    source: CopySource<'_>,
+    options: &CopyOptions<'_>,
+    files: &dyn FileDigests,
+    list: ListingWriter,
+    origin: TreeDigest,
+) -> Result<(TreeDigest, Option<Listing>)> {
+    let selection = Selection { options, files, list: Some(&list) };
+    let mut hasher = selection.start();
+    let mut root = None;
+    selection.add(&source, &mut hasher, &mut |node, record| {
+        let whole = record.filter(|_| node.meta.is_dir());
+        root = Some(whole.map(|record| (record.block, record.listed)).filter(|_| root.is_none()));
+    })?;
+    let listing = root.flatten().map(|(block, value)| list.finish(block, value, origin));
+    Ok((*hasher.finalize().as_bytes(), listing))
 }
 
 /// Adds one source. Of a directory only the content counts, not its name and attributes.
@@ -103,7 +159,7 @@ fn add(hasher: &mut blake3::Hasher, name: Option<&OsStr>, node: &Node, record: O
     } else {
         field(hasher, b"file");
         field(hasher, name.map_or(&b""[..], |n| n.as_bytes()));
-        field(hasher, &Record { meta: node.meta, value }.encode());
+        field(hasher, &Record::new(node.meta, value).encode());
     }
 }
 
@@ -124,9 +180,17 @@ fn finish(record: &Record) -> TreeDigest {
 struct Record {
     meta: Meta,
     value: [u8; 32],
+    /// Of a directory that is listed: its block, the block's digest, and whether it is there only for what is below.
+    block: Block,
+    listed: [u8; 32],
+    incidental: bool,
 }
 
 impl Record {
+    fn new(meta: Meta, value: [u8; 32]) -> Record {
+        Record { meta, value, block: Block::default(), listed: [0; 32], incidental: false }
+    }
+
     fn encode(&self) -> [u8; 45] {
         let mut bytes = [0; 45];
         bytes[0] = self.meta.kind.tag();
@@ -144,6 +208,8 @@ struct Hashing<'a> {
     files: &'a dyn FileDigests,
     excludes: Option<Excludes<'a>>,
     include: Option<Include<'a>>,
+    /// Where directories are listed, and the copy that they are listed for.
+    list: Option<(&'a ListingWriter, &'a CopyOptions<'a>)>,
     found: AtomicBool,
     stop: AtomicBool,
     failure: Mutex<Option<TreeError>>,
@@ -178,6 +244,7 @@ impl<'a> Hashing<'a> {
             files,
             excludes,
             include,
+            list: None,
             found: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -332,6 +399,10 @@ impl<'a> Hashing<'a> {
         let mut next = Some(job);
         while let Some(job) = next.and_then(Arc::into_inner) {
             let records = job.records.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (block, listed) = match self.listed(&job.names, &records) {
+                Ok(listed) => listed,
+                Err(failure) => return self.fail(failure),
+            };
             let mut hasher = blake3::Hasher::new();
             hasher.update(b"xbuild dir 1");
             let mut room = Vec::with_capacity(64 * 1024);
@@ -349,8 +420,9 @@ impl<'a> Hashing<'a> {
                 }
             }
             hasher.update(&room);
-            let record =
-                (any || !job.incidental).then(|| Record { meta: job.meta, value: *hasher.finalize().as_bytes() });
+            let value = *hasher.finalize().as_bytes();
+            let Job { meta, incidental, .. } = job;
+            let record = (any || !incidental).then_some(Record { meta, value, block, listed, incidental });
             next = match job.parent {
                 Some((parent, at)) => {
                     lock(&parent.records)[at] = record;
@@ -364,17 +436,38 @@ impl<'a> Hashing<'a> {
         }
     }
 
+    /// Writes a directory into the listing, if there is one.
+    fn listed(&self, names: &[Entry], records: &[Option<Record>]) -> Result<(Block, [u8; 32])> {
+        let Some((list, options)) = self.list else {
+            return Ok(Default::default());
+        };
+        let mut writer = BlockWriter::default();
+        for (entry, record) in names.iter().zip(records) {
+            let Some(record) = record else { continue };
+            let dir = record.meta.is_dir();
+            let value = if dir { &record.listed } else { &record.value };
+            let below = dir.then_some((record.block, record.incidental));
+            writer.add(entry.name.as_bytes(), &record.meta, options.time_of(&record.meta), value, below);
+        }
+        list.append(writer)
+    }
+
     fn leaf(&self, dir: &Dir, part: usize, name: &OsStr, meta: &Meta, path: &Path) -> Result<Record> {
         let mut value = [0; 32];
         match meta.kind {
-            Kind::File => value = self.file(dir, part, name, meta, path)?,
+            Kind::File => {
+                value = self.file(dir, part, name, meta, path)?;
+                if let Some((list, _)) = self.list.filter(|_| meta.nlink > 1) {
+                    list.note_linked(meta, path);
+                }
+            }
             Kind::Symlink => {
                 let target = dir.readlink(part, name).context("read link", path)?;
                 value = *blake3::hash(target.as_bytes()).as_bytes();
             }
             _ => value[..8].copy_from_slice(&meta.rdev.to_le_bytes()),
         }
-        Ok(Record { meta: *meta, value })
+        Ok(Record::new(*meta, value))
     }
 
     fn file(&self, dir: &Dir, part: usize, name: &OsStr, meta: &Meta, path: &Path) -> Result<[u8; 32]> {

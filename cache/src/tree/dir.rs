@@ -159,36 +159,27 @@ impl Dir {
 
     /// As [`Dir::child`], knowing that the parts before `first` do not have the name.
     pub(crate) fn child_from(&self, name: &OsStr, first: usize) -> rustix::io::Result<Option<Dir>> {
-        Ok(self.gather(name, first, false)?.map(|(dir, _)| dir))
-    }
-
-    /// The merged sub-directory, and whether it hides what trees below this one hold at its path.
-    pub(crate) fn child_cut(&self, name: &OsStr, first: usize) -> rustix::io::Result<Option<(Dir, bool)>> {
-        self.gather(name, first, true)
-    }
-
-    fn gather(&self, name: &OsStr, first: usize, ask_last: bool) -> rustix::io::Result<Option<(Dir, bool)>> {
         let mut parts = Vec::with_capacity(1);
-        let mut cut = false;
         let last = self.parts.len().saturating_sub(1);
         for (at, part) in self.parts.iter().enumerate().skip(first) {
             match open_dir(part.fd.as_fd(), name) {
                 Ok(fd) => {
-                    cut = (at < last || ask_last) && self.is_opaque(fd.as_fd())?;
+                    let opaque = at < last && self.is_opaque(fd.as_fd())?;
                     parts.push(Part { layer: part.layer, fd });
+                    if opaque {
+                        break;
+                    }
                 }
                 Err(Errno::NOENT) => {}
-                Err(Errno::NOTDIR | Errno::LOOP) => cut = true,
+                Err(Errno::NOTDIR | Errno::LOOP) => break,
                 Err(e) => return Err(e),
             }
-            if cut {
-                break;
-            }
         }
-        Ok((!parts.is_empty()).then(|| (Dir::new(parts, self.marks), cut)))
+        Ok((!parts.is_empty()).then(|| Dir::new(parts, self.marks)))
     }
 
-    fn is_opaque(&self, fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    /// True if a directory, one of the parts, hides what lies under it.
+    pub(crate) fn is_opaque(&self, fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
         match self.marks.opaque() {
             Some(name) => Ok(xattr(fd, name)?.is_some_and(|v| v == b"y")),
             None => Ok(false),

@@ -139,6 +139,11 @@ impl StatIndex {
         hash(read_u64(&entry[..8]), read_u64(&entry[8..16]))
     }
 
+    /// The file system's time when the index was opened.
+    pub fn opened(&self) -> Time {
+        self.opened
+    }
+
     /// Number of look-ups that were answered.
     pub fn hits(&self) -> u64 {
         self.hits.load(Ordering::Relaxed)

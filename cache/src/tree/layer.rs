@@ -16,42 +16,37 @@ use std::path::Path;
 
 /// How a tar is written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct TarOptions<'a> {
+pub struct TarOptions {
     /// Latest modification time, in seconds; later ones become this (rewrite-timestamp).
     pub clamp: Option<i64>,
-    /// The tree below the layer. With it, whiteouts of names that it does not have are left out.
-    pub base: Option<&'a View>,
 }
 
 /// Writes diff directories, topmost first, as one layer.
 ///
-/// Entries are sorted, directories before their content, times are whole seconds, owners are numbers. The same directories
+/// Marks in the lowest directory are the layer's. Those in the others hide what the layer's lower directories hold, and no
+/// more: they are not written. Entries are sorted, directories before their content, times are whole seconds, owners are numbers. The same directories
 /// give the same bytes, on every machine.
-pub fn write_layer<P: AsRef<Path>>(
-    dirs: &[P],
-    marks: Marks,
-    options: TarOptions<'_>,
-    out: &mut impl Write,
-) -> Result<()> {
+pub fn write_layer<P: AsRef<Path>>(dirs: &[P], marks: Marks, options: TarOptions, out: &mut impl Write) -> Result<()> {
     let mut parts = Vec::with_capacity(dirs.len());
     for (layer, dir) in dirs.iter().enumerate() {
         parts.push(Part { layer, fd: open_root(dir.as_ref())? });
     }
-    TarWriter { out, options, flat: false, links: HashMap::new() }.run(Dir::new(parts, marks))
+    let lowest = dirs.len().saturating_sub(1);
+    TarWriter { out, options, lowest: Some(lowest), links: HashMap::new() }.run(Dir::new(parts, marks))
 }
 
 /// Writes everything that a view shows, as `type=tar` does.
 pub fn write_root(view: &View, clamp: Option<i64>, out: &mut impl Write) -> Result<()> {
-    let options = TarOptions { clamp, base: None };
+    let options = TarOptions { clamp };
     let root = view.root().clone();
-    TarWriter { out, options, flat: true, links: HashMap::new() }.run(root)
+    TarWriter { out, options, lowest: None, links: HashMap::new() }.run(root)
 }
 
 struct TarWriter<'a, W> {
     out: &'a mut W,
-    options: TarOptions<'a>,
-    /// A whole root: nothing is hidden, so no whiteouts.
-    flat: bool,
+    options: TarOptions,
+    /// The diff directory whose marks are written; none of a whole root, where nothing is hidden.
+    lowest: Option<usize>,
     /// First name of every file with several.
     links: HashMap<FileId, Vec<u8>>,
 }
@@ -83,7 +78,7 @@ impl<W: Write> TarWriter<'_, W> {
                 if levels.len() > MAX_DEPTH {
                     return Err(TreeError::unfit(OsStr::from_bytes(&path), "nested too deeply"));
                 }
-                if cut && !self.flat {
+                if cut {
                     self.opaque(&path)?;
                 }
                 levels.push(self.level(below, &path)?);
@@ -93,19 +88,20 @@ impl<W: Write> TarWriter<'_, W> {
     }
 
     fn level(&self, dir: Dir, path: &[u8]) -> Result<Level> {
-        let entries = if self.flat { dir.entries() } else { dir.entries_with_whiteouts() };
-        let entries = entries.context("list", OsStr::from_bytes(path))?;
+        let mut entries = dir.entries_with_whiteouts().context("list", OsStr::from_bytes(path))?;
+        entries.retain(|entry| !entry.whiteout || Some(dir.parts()[entry.part].layer) == self.lowest);
         Ok(Level { dir, path: path.len(), entries: entries.into_iter() })
     }
 
-    /// Writes one entry. For a directory the answer is the directory and whether it hides what is below the layer.
+    /// Writes one entry. For a directory the answer is the directory and whether the layer's tar says that it hides what is
+    /// below the layer.
     fn entry(&mut self, dir: &Dir, entry: &Entry, path: &mut Vec<u8>) -> Result<Option<(Dir, bool)>> {
         let shown = OsString::from_vec(path.clone());
         if entry.whiteout {
             self.whiteout(entry, path)?;
             return Ok(None);
         }
-        if !self.flat && entry.name.as_bytes().starts_with(b".wh.") {
+        if self.lowest.is_some() && entry.name.as_bytes().starts_with(b".wh.") {
             return Err(TreeError::unfit(shown, "the name cannot be kept in a layer"));
         }
         let Some(meta) = dir.stat_entry(entry).context("stat", &shown)? else {
@@ -114,10 +110,14 @@ impl<W: Write> TarWriter<'_, W> {
         match meta.kind {
             Kind::Socket => Ok(None),
             Kind::Dir => {
-                let below = dir.child_cut(&entry.name, entry.part).context("open", &shown)?;
-                let Some((below, cut)) = below else {
+                let Some(below) = dir.child_from(&entry.name, entry.part).context("open", &shown)? else {
                     return Err(TreeError::not_found(shown));
                 };
+                let cut = match below.parts().last() {
+                    Some(part) if Some(part.layer) == self.lowest => below.is_opaque(part.fd.as_fd()),
+                    _ => Ok(false),
+                };
+                let cut = cut.context("read attributes of", &shown)?;
                 path.push(b'/');
                 let xattrs = match below.top() {
                     Some(fd) => self.xattrs(fd, &shown)?,
@@ -191,12 +191,6 @@ impl<W: Write> TarWriter<'_, W> {
     }
 
     fn whiteout(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
-        let below = Path::new(OsStr::from_bytes(path));
-        if let Some(base) = self.options.base
-            && base.lookup(below, false)?.is_none()
-        {
-            return Ok(());
-        }
         let at = path.len() - entry.name.len();
         let name = [&path[..at], b".wh.", &path[at..]].concat();
         self.marker(&name)

@@ -60,6 +60,13 @@ impl Kind {
     }
 }
 
+impl Kind {
+    pub(crate) fn of_tag(tag: u8) -> Option<Kind> {
+        let kinds = [Kind::File, Kind::Dir, Kind::Symlink, Kind::Fifo, Kind::Socket, Kind::Char, Kind::Block];
+        kinds.into_iter().find(|kind| kind.tag() == tag)
+    }
+}
+
 /// A point in time: seconds since 1970, possibly negative, and nanoseconds after that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Time {

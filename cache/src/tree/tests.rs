@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 mod archive;
 mod copying;
+mod deltas;
 mod digests;
 mod roundtrip;
 mod viewing;
@@ -113,6 +114,7 @@ fn options(destination: &str) -> CopyOptions<'_> {
         mtime: None,
         clamp: None,
         limits: Limits::default(),
+        changes: None,
     }
 }
 

@@ -38,6 +38,8 @@ pub struct DiffWriter {
     /// Times that directories get at the end, by path below the root.
     times: Mutex<HashMap<PathBuf, Time>>,
     pub(crate) links: super::link::Links,
+    /// When the last change of anything that was copied from a context was.
+    newest: Mutex<Option<Time>>,
 }
 
 /// A directory of the diff, with what lies under it.
@@ -108,6 +110,7 @@ impl DiffWriter {
             marks,
             times: Mutex::default(),
             links: super::link::Links::new(share),
+            newest: Mutex::default(),
         })
     }
 
@@ -132,6 +135,16 @@ impl DiffWriter {
     /// The merged tree, always as it is now.
     pub fn view(&self) -> &View {
         &self.merged
+    }
+
+    /// The last change of files and directories of contexts, as far as they were copied.
+    pub fn newest_source(&self) -> Option<Time> {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn note_source(&self, changed: Time) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest = (*newest).max(Some(changed));
     }
 
     pub(crate) fn diff_root(&self) -> BorrowedFd<'_> {
@@ -221,10 +234,15 @@ impl DiffWriter {
     pub(crate) fn remove_name(&self, dir: &WriteDir, name: &OsStr) -> Result<()> {
         remove_tree(dir.fd.as_fd(), name)?;
         if dir.lower.stat(name).context("look up", dir.path.join(name))?.is_some() {
-            let whiteout = rustix::fs::mknodat(&dir.fd, name, rustix::fs::FileType::CharacterDevice, Mode::empty(), 0);
-            whiteout.context("hide", dir.path.join(name))?;
+            self.hide(dir, name)?;
         }
         Ok(())
+    }
+
+    /// Puts a whiteout at a free name.
+    pub(crate) fn hide(&self, dir: &WriteDir, name: &OsStr) -> Result<()> {
+        rustix::fs::mknodat(&dir.fd, name, rustix::fs::FileType::CharacterDevice, Mode::empty(), 0)
+            .context("hide", dir.path.join(name))
     }
 
     /// Writes a new regular file in place of what the name holds.

@@ -257,6 +257,7 @@ impl Engine {
             tails: Mutex::default(),
             locals: Mutex::default(),
             remotes: Mutex::default(),
+            listings: Mutex::default(),
             indexes: Mutex::default(),
             networks: Networks::of_host(own_networks),
             cancel: cancel.clone(),

@@ -32,7 +32,7 @@ pub(crate) struct StoreLayers;
 
 impl LayerTar for StoreLayers {
     fn write_layer(&self, layer: &Tree, clamp: Option<i64>, mut out: &mut dyn Write) -> io::Result<()> {
-        let options = TarOptions { clamp, base: None };
+        let options = TarOptions { clamp };
         tree::write_layer(&layer.dirs, Marks::Trusted, options, &mut out).map_err(io::Error::other)
     }
 }

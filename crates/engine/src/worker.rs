@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use xbuild_cache::tree::StatIndex;
+use xbuild_cache::tree::{Listing, StatIndex};
 use xbuild_cache::{NewRecord, Record, Store, TreeId};
 use xbuild_graph::{Graph, Op, SourceOp, VertexId};
 use xbuild_runner::Launcher;
@@ -50,6 +50,8 @@ pub(crate) struct BuildWorker {
     pub(crate) locals: Mutex<BTreeMap<usize, Vec<Option<CacheKey>>>>,
     /// What remote sources stood for, by vertex.
     pub(crate) remotes: Mutex<Remotes>,
+    /// What copies select of local directories, by vertex.
+    pub(crate) listings: Mutex<BTreeMap<usize, Listing>>,
     /// Digests of context files, remembered between builds.
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
     /// Networks of execs.
@@ -264,7 +266,10 @@ impl Worker for BuildWorker {
         for (n, edge) in graph[vertex].inputs.iter().enumerate() {
             digests.push(match &graph[edge.vertex].op {
                 Op::Source(SourceOp::Local(local)) => {
-                    Some(CacheKey(select::digest_of_context(self, &graph[vertex].op, n, &local.name)?))
+                    let (digest, listing) = select::digest_of_context(self, &graph[vertex].op, n, &local.name)?;
+                    let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+                    listings.extend(listing.map(|listing| (vertex.index(), listing)));
+                    Some(CacheKey(digest))
                 }
                 _ => None,
             });
@@ -274,10 +279,14 @@ impl Worker for BuildWorker {
     }
 
     fn find(&self, graph: &Graph, vertex: VertexId, key: CacheKey) -> Result<Option<Output>, EngineError> {
-        match self.usable(self.store.find_record(&key.0)?) {
-            Some(output) => Ok(Some(output)),
-            None => self.find_imported(graph, vertex, key),
+        let found = match self.usable(self.store.find_record(&key.0)?) {
+            Some(output) => Some(output),
+            None => self.find_imported(graph, vertex, key)?,
+        };
+        if found.is_some() {
+            self.listings.lock().unwrap_or_else(PoisonError::into_inner).remove(&vertex.index());
         }
+        Ok(found)
     }
 
     fn find_by_inputs(

@@ -1,6 +1,6 @@
 use super::*;
 
-fn sources(root: &Path) {
+pub(super) fn sources(root: &Path) {
     fill(
         root,
         &[

@@ -18,12 +18,7 @@ pub(crate) fn of_tree(store: &Store, id: TreeId) -> Result<[u8; 32], EngineError
             (None, _) => {
                 let mut hash = Blake(blake3::Hasher::new());
                 hash.0.update(b"xbuild/tree/v1").update(&below);
-                tree::write_layer(
-                    &layer.dirs,
-                    Marks::Trusted,
-                    TarOptions { clamp: Some(i64::MIN), base: None },
-                    &mut hash,
-                )?;
+                tree::write_layer(&layer.dirs, Marks::Trusted, TarOptions { clamp: Some(i64::MIN) }, &mut hash)?;
                 let content = *hash.0.finalize().as_bytes();
                 store.set_content(layer.id, content)?;
                 content

@@ -58,9 +58,8 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
         let command = op.args.join(" ");
         return Err(EngineError::Process(StepFailure { command, why }));
     }
-    let Prepared { root, staging, parent, .. } = prepared;
-    let work = root.join("work");
-    std::fs::remove_dir_all(&work).map_err(|e| EngineError::io("remove", &work, e))?;
+    let Prepared { staging, parent, .. } = prepared;
+    staging.discard("work")?;
     let writable = op.mounts.first().is_some_and(|m| m.output.is_some());
     if !writable {
         return Ok(Output::Tree(parent));

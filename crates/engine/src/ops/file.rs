@@ -1,6 +1,6 @@
 //! File ops: actions applied to a base, written straight into a new diff directory.
 
-use super::select;
+use super::{delta, select};
 use crate::EngineError;
 use crate::worker::{BuildWorker, Output};
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use xbuild_cache::tree::{
-    CopyOptions, CopySource as TreeSource, DiffWriter, Ids, Limits, Marks, ModeChange, Time, View, Visibility,
+    Changes, CopyOptions, CopySource as TreeSource, DiffWriter, Ids, Limits, Marks, ModeChange, Time, View, Visibility,
 };
 use xbuild_cache::{NewTree, TreeId};
 use xbuild_frontend::{glob_match, ignore};
@@ -27,15 +27,24 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
     let link = op.actions.iter().all(|a| matches!(a, FileAction::Copy(copy) if copy.link)) && !op.actions.is_empty();
     let below = if link { Vec::new() } else { worker.store.dirs(parent)? };
     let base = View::layers(&below, Marks::Trusted)?;
+    let listing = worker.listings.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.vertex.index());
+    let earlier = match &listing {
+        Some(listing) if task.reuse => delta::earlier(&worker.store, task, listing, &base, (!link).then_some(parent))?,
+        _ => None,
+    };
     let staging = worker.store.staging()?;
     let diff = staging.path().join("fs");
     std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
     let writer = DiffWriter::new(&diff, &base, Marks::Trusted)?;
     for action in &op.actions {
-        apply(worker, &writer, action, task)?;
+        apply(worker, &writer, action, task, earlier.as_ref().map(|e| &e.changes))?;
+    }
+    if let (Some(listing), None) = (&listing, &earlier) {
+        delta::keep(worker, task, listing, &writer, &diff)?;
     }
     writer.finish()?;
-    let new = NewTree { parent: Some(parent), ..NewTree::default() };
+    let reuse = earlier.map(|e| e.dir).into_iter().collect();
+    let new = NewTree { parent: Some(parent), reuse, ..NewTree::default() };
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
 }
 
@@ -44,10 +53,11 @@ fn apply(
     writer: &DiffWriter,
     action: &FileAction,
     task: &Task<'_, Output>,
+    changes: Option<&Changes>,
 ) -> Result<(), EngineError> {
     let now = worker.epoch.map(time);
     match action {
-        FileAction::Copy(copy) => self::copy(worker, writer, copy, task)?,
+        FileAction::Copy(copy) => self::copy(worker, writer, copy, task, changes)?,
         FileAction::Mkdir { path, mode, parents, owner } => {
             writer.mkdir(Path::new(path), *mode, *parents, ids(writer.view(), owner.as_ref())?, now)?;
         }
@@ -70,7 +80,7 @@ fn time(seconds: i64) -> Time {
 }
 
 /// Numbers for `--chown`, looked up in the base.
-fn ids(base: &View, owner: Option<&Owner>) -> Result<Option<Ids>, EngineError> {
+pub(crate) fn ids(base: &View, owner: Option<&Owner>) -> Result<Option<Ids>, EngineError> {
     let Some(owner) = owner else { return Ok(None) };
     let small = |path| Ok::<_, EngineError>(base.read_small(path, super::exec::USERS_MAX)?.unwrap_or_default());
     let (passwd, group) = (small("/etc/passwd")?, small("/etc/group")?);
@@ -102,6 +112,7 @@ fn copy(
     writer: &DiffWriter,
     action: &CopyAction,
     task: &Task<'_, Output>,
+    changes: Option<&Changes>,
 ) -> Result<(), EngineError> {
     let owner = ids(writer.view(), action.owner.as_ref())?;
     let mut views: HashMap<usize, View> = HashMap::new();
@@ -116,6 +127,7 @@ fn copy(
         }
     }
     copy_options(action, owner, |options| {
+        let options = &CopyOptions { changes, ..options.clone() };
         for source in &action.sources {
             match source {
                 CopySource::Path { path, wildcard, required } => {
@@ -161,6 +173,7 @@ pub(crate) fn copy_options<T>(
         mtime: action.mtime.map(time),
         clamp: None,
         limits: Limits::default(),
+        changes: None,
     })
 }
 

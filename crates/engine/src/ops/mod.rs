@@ -1,6 +1,7 @@
 //! How each op runs.
 
 pub(crate) mod content;
+pub(crate) mod delta;
 pub(crate) mod exec;
 pub(crate) mod file;
 mod mask;

@@ -1,12 +1,13 @@
 //! What an op reads of its inputs, and the digests of just that.
 
+use super::delta;
 use super::file::{copy_options, visibility};
 use crate::EngineError;
 use crate::worker::BuildWorker;
 use std::path::Path;
 use std::sync::Arc;
 use xbuild_cache::tree::{
-    self, CopyOptions, CopySource as TreeSource, DiffWriter, FileDigests, Marks, NoDigests, View,
+    self, CopyOptions, CopySource as TreeSource, DiffWriter, FileDigests, Listing, Marks, NoDigests, View,
 };
 use xbuild_cache::{NewTree, Store, TreeId};
 use xbuild_frontend::ignore;
@@ -31,15 +32,41 @@ pub(crate) fn digest_of_tree(store: &Store, op: &Op, n: usize, tree: TreeId) -> 
 }
 
 /// Digest of what an op reads of a local directory; file digests are remembered between builds.
-pub(crate) fn digest_of_context(worker: &BuildWorker, op: &Op, n: usize, name: &str) -> Result<[u8; 32], EngineError> {
+/// Of what is copied there may be a listing, too.
+pub(crate) fn digest_of_context(
+    worker: &BuildWorker,
+    op: &Op,
+    n: usize,
+    name: &str,
+) -> Result<([u8; 32], Option<Listing>), EngineError> {
     let view = context_view(worker, name)?;
     let index = worker.stat_index(name)?;
-    digest(op, n, &view, &*index)
+    match delta::listable(op, n) {
+        Some(copy) => {
+            let (digest, listing) = delta::list(worker, copy, name, &view, &*index)?;
+            Ok((of_copies(&[digest]), listing))
+        }
+        None => Ok((digest(op, n, &view, &*index)?, None)),
+    }
+}
+
+/// The digest of an op that only copies.
+fn of_copies(copies: &[[u8; 32]]) -> [u8; 32] {
+    let mut hash = start();
+    for copy in copies {
+        hash.update(copy);
+    }
+    *hash.finalize().as_bytes()
+}
+
+fn start() -> blake3::Hasher {
+    let mut hash = blake3::Hasher::new();
+    hash.update(b"xbuild/selection/v1");
+    hash
 }
 
 fn digest(op: &Op, n: usize, view: &View, files: &dyn FileDigests) -> Result<[u8; 32], EngineError> {
-    let mut hash = blake3::Hasher::new();
-    hash.update(b"xbuild/selection/v1");
+    let mut hash = start();
     match op {
         Op::File(file) => digest_file_op(file, n, view, files, &mut hash)?,
         Op::Exec(exec) => {
