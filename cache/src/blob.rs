@@ -57,12 +57,14 @@ impl BlobWriter<'_> {
     /// # Errors
     /// [`StoreError::Digest`] if `expected` is given and another digest came out; then nothing is kept.
     pub fn finish(self, expected: Option<Digest>) -> Result<(Digest, u64), StoreError> {
-        let (_, digest, size) = self.out.finish();
+        let (file, digest, size) = self.out.finish();
         if let Some(expected) = expected.filter(|e| *e != digest) {
             return Err(StoreError::Digest { what: "a blob".into(), found: digest, expected });
         }
         let from = self.staging.path().join("blob");
         let to = self.store.blob_path(digest);
+        // Written through before it has its name: then a name never stands for other bytes.
+        file.sync_data().at("sync", &from)?;
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).at("make", parent)?;
         }

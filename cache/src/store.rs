@@ -189,11 +189,20 @@ impl Store {
 
     /// Frees what is in the trash, and half of the cache where space is low.
     pub fn collect(&self) -> Result<(), StoreError> {
-        if self.is_low_on_space() {
-            let used: u64 = self.usage()?.iter().map(|u| u.size).sum();
-            self.prune(&crate::PruneFilter { keep_bytes: Some(used / 2), ..Default::default() })?;
+        match self.is_low_on_space() {
+            true => self.make_room().map(drop),
+            false => self.sweep(),
         }
-        self.sweep()
+    }
+
+    /// Frees what is in the trash and half of the cache; false if there was no cache that nobody uses.
+    pub fn make_room(&self) -> Result<bool, StoreError> {
+        // First, since the index needs room, too.
+        self.sweep()?;
+        let used: u64 = self.usage()?.iter().map(|u| u.size).sum();
+        let pruned = self.prune(&crate::PruneFilter { keep_bytes: Some(used / 2), ..Default::default() })?;
+        self.sweep()?;
+        Ok(!pruned.entries.is_empty())
     }
 
     /// Whether there is anything for [`Store::sweep`] to do.
@@ -257,7 +266,12 @@ fn create(root: &Path, format: &Path) -> Result<(), StoreError> {
     }
     fs::set_permissions(root, fs::Permissions::from_mode(0o700)).at("protect", root)?;
     let part = root.join(format!("FORMAT.{}", std::process::id()));
-    fs::write(&part, format!("{FORMAT}\n")).at("write", &part)?;
+    // A name without its content would make the store unreadable after a power cut.
+    let written = fs::File::create(&part).and_then(|mut file| {
+        writeln!(file, "{FORMAT}")?;
+        file.sync_all()
+    });
+    written.at("write", &part)?;
     fs::rename(&part, format).at("rename", &part)
 }
 

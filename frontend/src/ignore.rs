@@ -143,7 +143,7 @@ impl Pattern {
     /// Whether the pattern fits the path or one of the directories above it.
     fn fits_or_above(&self, parts: &[Vec<char>]) -> bool {
         if self.has_wide() {
-            return (1..=parts.len()).any(|n| self.fits_wide(&parts[..n]));
+            return self.fits_wide(parts);
         }
         let states = self.states(parts);
         let done = self.components.len();
@@ -189,7 +189,7 @@ impl Pattern {
         states
     }
 
-    /// Matching of all characters at once, for patterns with `**` inside a component.
+    /// Matching of all characters at once, for patterns with `**` inside a component: of the path or a directory above it.
     fn fits_wide(&self, parts: &[Vec<char>]) -> bool {
         let text: Vec<char> = parts.join(&'/');
         let mut now = vec![false; text.len() + 1];
@@ -206,7 +206,7 @@ impl Pattern {
                 now = step(&now, &text, Some(&Element::Is('/')));
             }
         }
-        now[text.len()]
+        (1..=text.len()).any(|at| now[at] && text.get(at).is_none_or(|c| *c == '/'))
     }
 
     /// Whether some path below `parts` may fit.

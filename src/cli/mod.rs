@@ -170,9 +170,15 @@ impl Global {
             .with_context(|| format!("cannot open the store at `{}`", root.display()))
     }
 
-    /// Frees what was thrown away, in a process of its own that outlives this one.
+    /// Frees what was thrown away, in a process of its own that outlives this one; at once where the next build could not
+    /// do without.
     pub(crate) fn sweep_later(&self, engine: &Engine) {
-        if !engine.store().needs_sweep() && !engine.store().is_low_on_space() {
+        if engine.store().is_low_on_space() {
+            // What could not be freed is tried again the next time.
+            let _ = engine.store().collect();
+            return;
+        }
+        if !engine.store().needs_sweep() {
             return;
         }
         let Ok(program) = std::env::current_exe() else {

@@ -157,7 +157,13 @@ impl Engine {
         let graph = Arc::new(plan.graph);
         let targets: Vec<VertexId> = plan.images.iter().filter_map(|i| i.result.map(|e| e.vertex)).collect();
         let imports = Arc::new(Imports::load(&request.cache_from, &events)?);
-        let solved = self.solve(request, &graph, &targets, contexts, &source, imports.clone(), &events, cancel)?;
+        let contexts = Arc::new(contexts);
+        let solve = || self.solve(request, &graph, &targets, &contexts, &source, imports.clone(), &events, cancel);
+        let solved = match solve() {
+            // What was done is kept; what nobody uses makes room for the rest.
+            Err(error) if error.is_out_of_space() && self.store.make_room().unwrap_or(false) => solve(),
+            solved => solved,
+        }?;
         let mut outputs = solved.outputs.iter().cloned();
         let statement = export::wants_provenance(request)
             .then(|| provenance::predicate(request, &graph, source.name(), &started, &self.now()));
@@ -230,7 +236,7 @@ impl Engine {
         request: &Request,
         graph: &Arc<Graph>,
         targets: &[VertexId],
-        contexts: Contexts,
+        contexts: &Arc<Contexts>,
         source: &SourceFile,
         imports: Arc<Imports>,
         events: &Events,
@@ -249,7 +255,7 @@ impl Engine {
             net: self.net.clone(),
             runtime: self.runtime.handle().clone(),
             launcher: self.launcher()?,
-            contexts,
+            contexts: contexts.clone(),
             secrets: request.secrets.clone(),
             ssh: request.ssh.clone(),
             events: events.clone(),
@@ -382,6 +388,7 @@ fn step_error(
     let meta = &graph[vertex].meta;
     let tails = worker.tails.lock().unwrap_or_else(PoisonError::into_inner);
     let tail = tails.get(&vertex.index()).map(|t| String::from_utf8_lossy(t).into_owned()).unwrap_or_default();
+    let out_of_space = error.is_out_of_space();
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
@@ -393,5 +400,6 @@ fn step_error(
         message,
         tail: tail.lines().map(str::to_owned).collect(),
         excerpt: meta.span.map(|span| redacted(&frontend::excerpt(span, source))).unwrap_or_default(),
+        out_of_space,
     }))
 }

@@ -73,6 +73,8 @@ pub struct StepError {
     pub tail: Vec<String>,
     /// Place and excerpt in the Dockerfile.
     pub excerpt: String,
+    /// The file system was full.
+    pub out_of_space: bool,
 }
 
 /// How a process of a step failed.
@@ -85,6 +87,25 @@ pub struct StepFailure {
 }
 
 impl EngineError {
+    /// Whether a file system or the store's index had no room left.
+    pub fn is_out_of_space(&self) -> bool {
+        if let Self::Step(step) = self {
+            return step.out_of_space;
+        }
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let full = error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|e| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded));
+            // The words of SQLite.
+            if full || error.to_string() == "database or disk is full" {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io { action, path: path.to_owned(), source: source.into() }
     }

@@ -38,7 +38,7 @@ pub(crate) struct BuildWorker {
     pub(crate) net: Arc<Net>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) launcher: Arc<Launcher>,
-    pub(crate) contexts: Contexts,
+    pub(crate) contexts: Arc<Contexts>,
     pub(crate) secrets: BTreeMap<String, SecretValue>,
     pub(crate) ssh: BTreeMap<String, PathBuf>,
     pub(crate) events: Events,
