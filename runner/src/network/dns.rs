@@ -1,9 +1,10 @@
 //! A name server inside a network namespace, served from outside it.
 //!
-//! It passes questions on, as they are, to the servers that the host itself asks, which may be on the host's loopback. One
+//! Names that its [`Lookup`] knows it answers itself. It passes other questions on, as they are, to the servers that the host itself asks, which may be on the host's loopback. One
 //! thread serves it: queries over UDP are answered as their answers come in, each through a socket of its own, so that
 //! nobody but the server that was asked can answer; one over TCP, which is rare, gets a thread while it lasts.
 
+use super::question::{HEADER, Question, Record, failure};
 use super::resolver::INSIDE;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io::{self, Read, Write};
@@ -22,8 +23,6 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Questions that are open at once; the oldest gives way.
 const MOST_OPEN: usize = 256;
 const MOST_CONNECTIONS: usize = 16;
-/// Shortest message: a header.
-const HEADER: usize = 12;
 const LARGEST: usize = 65535;
 
 /// Sockets at 127.0.0.11, port 53.
@@ -44,6 +43,15 @@ impl Sockets {
     }
 }
 
+/// Who knows names that no other server does.
+pub(super) trait Lookup: Send + Sync + std::fmt::Debug {
+    /// What is known of a name; none if it is not known.
+    fn lookup(&self, question: &Question) -> Option<Vec<Record>>;
+}
+
+/// Names that are known here, if any.
+type Names = Option<Arc<dyn Lookup>>;
+
 /// Serves until dropped.
 #[derive(Debug)]
 pub struct Server {
@@ -54,8 +62,13 @@ pub struct Server {
 impl Server {
     /// Serves `sockets` by asking `upstream`, from the network namespace of the calling thread.
     pub fn start(sockets: Sockets, upstream: Vec<SocketAddr>) -> io::Result<Self> {
+        Self::start_with(sockets, upstream, None)
+    }
+
+    /// The same, with names of its own.
+    pub(super) fn start_with(sockets: Sockets, upstream: Vec<SocketAddr>, names: Names) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let mut service = Service { sockets, upstream, open: Vec::new(), connections: Arc::default() };
+        let mut service = Service { sockets, names, upstream, open: Vec::new(), connections: Arc::default() };
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("dns".into()).spawn(move || service.run(&stopped))?;
         Ok(Self { stop, thread: Some(thread) })
@@ -84,6 +97,7 @@ struct Open {
 
 struct Service {
     sockets: Sockets,
+    names: Names,
     upstream: Vec<SocketAddr>,
     open: Vec<Open>,
     connections: Arc<AtomicUsize>,
@@ -125,11 +139,14 @@ impl Service {
     fn ask(&mut self) {
         let mut buffer = [0; 4096];
         while let Ok((count, client)) = self.sockets.udp.recv_from(&mut buffer) {
-            if count >= HEADER {
+            let question = &buffer[..count];
+            if let Some(answer) = own_answer(&self.names, question) {
+                let _ = self.sockets.udp.send_to(&answer, client);
+            } else if count >= HEADER {
                 if self.open.len() >= MOST_OPEN {
                     self.open.remove(0);
                 }
-                self.pass_on(buffer[..count].to_vec(), client, 0);
+                self.pass_on(question.to_vec(), client, 0);
             }
         }
     }
@@ -173,10 +190,11 @@ impl Service {
                 self.connections.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
-            let (upstream, connections) = (self.upstream.clone(), Arc::clone(&self.connections));
+            let (upstream, names) = (self.upstream.clone(), self.names.clone());
+            let connections = Arc::clone(&self.connections);
             let serve = move || {
                 // A connection that breaks is the client's to repeat.
-                let _ = converse(stream, &upstream);
+                let _ = converse(stream, &upstream, &names);
                 connections.fetch_sub(1, Ordering::Relaxed);
             };
             if std::thread::Builder::new().name("dns-tcp".into()).spawn(serve).is_err() {
@@ -184,6 +202,12 @@ impl Service {
             }
         }
     }
+}
+
+fn own_answer(names: &Names, message: &[u8]) -> Option<Vec<u8>> {
+    let names = names.as_ref()?;
+    let question = Question::parse(message)?;
+    Some(question.answer(message, &names.lookup(&question)?))
 }
 
 fn socket_to(server: SocketAddr) -> io::Result<UdpSocket> {
@@ -200,23 +224,15 @@ fn is_answer(question: &[u8], bytes: &[u8]) -> bool {
     bytes.len() >= HEADER && bytes[..2] == question[..2] && bytes[2] & 0x80 != 0
 }
 
-/// "Server failure" to a question.
-fn failure(question: &[u8]) -> Vec<u8> {
-    const SERVER_FAILURE: u8 = 2;
-    let mut answer = question.to_vec();
-    answer[2] |= 0x80;
-    answer[3] = 0x80 | SERVER_FAILURE;
-    answer
-}
-
 /// Serves one connection, question by question.
-fn converse(mut client: TcpStream, upstream: &[SocketAddr]) -> io::Result<()> {
+fn converse(mut client: TcpStream, upstream: &[SocketAddr], names: &Names) -> io::Result<()> {
     client.set_nonblocking(false)?;
     client.set_read_timeout(Some(IDLE))?;
     client.set_write_timeout(Some(IDLE))?;
     loop {
         let question = receive(&mut client)?;
-        let answer = upstream.iter().find_map(|server| exchange(*server, &question).ok());
+        let answer = own_answer(names, &question)
+            .or_else(|| upstream.iter().find_map(|server| exchange(*server, &question).ok()));
         send(&mut client, &answer.unwrap_or_else(|| failure(&question)))?;
     }
 }
@@ -240,4 +256,77 @@ fn receive(from: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
     from.read_exact(&mut message)?;
     if message.len() < HEADER { Err(io::ErrorKind::InvalidData.into()) } else { Ok(message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::question::tests::ask;
+    use super::*;
+
+    /// A name server on loopback, and its address.
+    fn server(upstream: Vec<SocketAddr>, names: Names) -> (Server, SocketAddr) {
+        // The same port for both protocols; another test may have either.
+        let sockets = std::iter::repeat_with(|| {
+            let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let tcp = TcpListener::bind(udp.local_addr().unwrap()).ok()?;
+            udp.set_nonblocking(true).and_then(|()| tcp.set_nonblocking(true)).unwrap();
+            Some(Sockets { udp, tcp })
+        });
+        let sockets = sockets.take(100).flatten().next().expect("a port is free");
+        let address = sockets.udp.local_addr().unwrap();
+        (Server::start_with(sockets, upstream, names).unwrap(), address)
+    }
+
+    fn ask_udp(server: SocketAddr, question: &[u8]) -> Vec<u8> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_read_timeout(Some(IDLE)).unwrap();
+        socket.send_to(question, server).unwrap();
+        let mut buffer = vec![0; 4096];
+        let (count, _) = socket.recv_from(&mut buffer).unwrap();
+        buffer.truncate(count);
+        buffer
+    }
+
+    #[derive(Debug)]
+    struct One(&'static str, Ipv4Addr);
+
+    impl Lookup for One {
+        fn lookup(&self, question: &Question) -> Option<Vec<Record>> {
+            (question.name == self.0).then(|| vec![Record::Address(self.1)])
+        }
+    }
+
+    #[test]
+    fn questions_go_to_the_first_server_that_listens() {
+        let deaf = {
+            let gone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            gone.local_addr().unwrap()
+        };
+        let (_far, upstream) = server(Vec::new(), Some(Arc::new(One("known", Ipv4Addr::new(192, 0, 2, 1)))));
+        let (_near, address) = server(vec![deaf, upstream], None);
+        assert!(ask_udp(address, &ask("known", 1)).ends_with(&[192, 0, 2, 1]));
+        const SERVER_FAILURE: u8 = 2;
+        assert_eq!(ask_udp(address, &ask("unknown", 1))[3] & 15, SERVER_FAILURE);
+    }
+
+    #[test]
+    fn connections_are_served_too() {
+        let (_far, upstream) = server(Vec::new(), Some(Arc::new(One("known", Ipv4Addr::new(192, 0, 2, 1)))));
+        let (_near, address) = server(vec![upstream], Some(Arc::new(One("own", Ipv4Addr::new(192, 0, 2, 2)))));
+        let mut stream = TcpStream::connect(address).unwrap();
+        for (name, last) in [("known", 1), ("own", 2), ("known", 1)] {
+            send(&mut stream, &ask(name, 1)).unwrap();
+            assert!(receive(&mut stream).unwrap().ends_with(&[192, 0, 2, last]), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_question_gets_no_answer() {
+        let (_server, address) = server(Vec::new(), Some(Arc::new(One("own", Ipv4Addr::new(192, 0, 2, 2)))));
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        for junk in [&b"x"[..], &[0; 11], &[0xff; 600]] {
+            socket.send_to(junk, address).unwrap();
+        }
+        assert!(ask_udp(address, &ask("own", 1)).ends_with(&[192, 0, 2, 2]));
+    }
 }

@@ -174,13 +174,22 @@ impl Rule {
 
     /// Its destination was changed.
     pub(super) fn translated(self) -> Self {
+        self.destination_nat(true)
+    }
+
+    /// Goes where it was sent.
+    pub(super) fn untranslated(self) -> Self {
+        self.destination_nat(false)
+    }
+
+    fn destination_nat(self, yes: bool) -> Self {
         const STATUS: u32 = 2;
         const DESTINATION_NAT: u32 = 1 << 5;
         self.with("ct", |m| {
             m.be32(1, REGISTER).be32(2, STATUS);
         })
         .mask(&DESTINATION_NAT.to_ne_bytes())
-        .compare(false, &[0; 4])
+        .compare(!yes, &[0; 4])
     }
 
     /// Leaves with the address of the link it leaves through.

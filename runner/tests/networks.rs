@@ -1,0 +1,265 @@
+//! Networks of containers, each test on a host of its own: a thread in a new network namespace. Needs root.
+
+#![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command};
+use xbuild_runner::network::{
+    Attachment, ContainerNetwork, EndpointRequest, NetworkError, Networks, NewNetwork, PortBinding, Protocol, Resolvers,
+};
+
+/// Runs a test on a host of its own, which has loopback and a store.
+fn on_a_host(test: fn(&Networks, &Path)) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: not root");
+        return;
+    }
+    let thread = std::thread::spawn(move || {
+        xbuild_sys::unshare(rustix::thread::UnshareFlags::NEWNET.bits()).expect("a network namespace");
+        sh("ip link set lo up");
+        let root = tempfile::tempdir().expect("a directory");
+        let networks = Networks::open(root.path(), || "2026-01-02T03:04:05Z".to_owned()).expect("networks");
+        test(&networks, root.path());
+        networks.sweep().expect("swept");
+        assert_eq!(sh("ip -o link | grep -c -e xb- -e veth || true"), "0");
+        assert_eq!(sh("nft list tables"), "");
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn sh(script: &str) -> String {
+    let out = Command::new("sh").args(["-euc", script]).output().expect("a shell");
+    assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+fn network(name: &str) -> NewNetwork {
+    NewNetwork { name: name.to_owned(), ..NewNetwork::default() }
+}
+
+fn wanted(name: &str, network: &str) -> ContainerNetwork {
+    let id = format!("{name:0<64}").replace(|c: char| !c.is_ascii_hexdigit(), "e");
+    let endpoint = EndpointRequest { network: network.to_owned(), ..EndpointRequest::default() };
+    let resolvers = Resolvers::parse(b"nameserver 192.0.2.53\n");
+    ContainerNetwork { id, name: name.to_owned(), endpoints: vec![endpoint], ports: Vec::new(), resolvers }
+}
+
+fn inside(attachment: &Attachment, script: &str) -> String {
+    let path = attachment.namespace().path();
+    sh(&format!("nsenter --net={} sh -euc '{script}'", path.display()))
+}
+
+/// A program that answers every connection to port 80 with `hello`.
+struct Server(Child);
+
+impl Server {
+    fn start(attachment: &Attachment) -> Self {
+        let net = format!("--net={}", attachment.namespace().path().display());
+        let server = "while :; do echo hello | busybox nc -l -p 80 >/dev/null; done";
+        let child = Command::new("nsenter").args([&net, "sh", "-c", server]).spawn().expect("nsenter");
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a server answers, once it listens.
+fn fetch(address: Ipv4Addr, port: u16) -> String {
+    for _ in 0..500 {
+        let mut text = String::new();
+        if let Ok(mut stream) = TcpStream::connect((address, port))
+            && stream.write_all(b"x\n").is_ok()
+            && stream.read_to_string(&mut text).is_ok()
+            && !text.is_empty()
+        {
+            return text.trim().to_owned();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    String::new()
+}
+
+#[test]
+fn containers_of_a_network_find_each_other() {
+    on_a_host(|networks, _| {
+        networks.create(network("app")).expect("made");
+        let mut web = wanted("web", "app");
+        web.endpoints[0].aliases.push("www".to_owned());
+        let web = networks.attach(&web).expect("web");
+        let client = networks.attach(&wanted("client", "app")).expect("client");
+        let address = web.endpoints().expect("endpoints")[0].address;
+        assert_eq!(inside(&client, &format!("ping -c1 -W5 {address} >/dev/null && echo yes")), "yes");
+        let ask =
+            |name: &str| inside(&client, &format!("busybox nslookup -type=a {name} 127.0.0.11 | tail -n +3 || true"));
+        for name in ["web", "WWW", "www.app", &web.endpoints().expect("endpoints")[0].container[..12]] {
+            assert!(ask(name).contains(&address.to_string()), "{name}: {}", ask(name));
+        }
+        let ours = client.resolv_conf();
+        assert_eq!(ours, b"nameserver 127.0.0.11\noptions ndots:0\n");
+        networks.rename(&web.endpoints().expect("endpoints")[0].container, "other").expect("renamed");
+        assert!(ask("other").contains(&address.to_string()));
+        assert!(!ask("web").contains(&address.to_string()));
+        web.detach().expect("detached");
+        assert!(!ask("www").contains(&address.to_string()));
+        client.detach().expect("detached");
+        networks.remove("app").expect("removed");
+    });
+}
+
+#[test]
+fn networks_do_not_reach_each_other_nor_the_hosts_loopback() {
+    on_a_host(|networks, _| {
+        networks.create(network("a")).expect("made");
+        networks.create(NewNetwork { internal: true, ..network("shut") }).expect("made");
+        let web = networks.attach(&wanted("web", "a")).expect("web");
+        let other = networks.attach(&wanted("other", "bridge")).expect("other");
+        let shut = networks.attach(&wanted("shut", "shut")).expect("shut");
+        let address = web.endpoints().expect("endpoints")[0].address;
+        let ping = |from: &Attachment, to: Ipv4Addr| {
+            inside(from, &format!("ping -c1 -W1 {to} >/dev/null 2>&1 && echo yes || echo no"))
+        };
+        assert_eq!(ping(&other, address), "no");
+        assert_eq!(ping(&shut, address), "no");
+        let gateway = other.endpoints().expect("endpoints")[0].gateway.expect("a gateway");
+        assert_eq!(ping(&other, gateway), "yes");
+        assert_eq!(inside(&shut, "ip route | grep -c default || true"), "0");
+        assert_eq!(inside(&other, "ip route | grep -c default"), "1");
+        // By way of the gateway, as a neighbour that routes for it.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listener");
+        let port = listener.local_addr().expect("address").port();
+        let attack = format!(
+            "ip link set lo down; ip addr del 127.0.0.1/8 dev lo 2>/dev/null || true; \
+             echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet; ip route add 127.0.0.1 via {gateway} dev eth0; \
+             timeout 2 busybox nc -z 127.0.0.1 {port} && echo reached || echo no"
+        );
+        assert_eq!(inside(&other, &attack), "no");
+        [web, other, shut].into_iter().for_each(|attachment| attachment.detach().expect("detached"));
+    });
+}
+
+#[test]
+fn published_ports_lead_to_the_container() {
+    on_a_host(|networks, _| {
+        let mut web = wanted("web", "bridge");
+        let binding = |host_address, host_port, container_port, protocol| PortBinding {
+            host_address,
+            host_port,
+            container_port,
+            protocol,
+        };
+        web.ports = vec![
+            binding(Ipv4Addr::UNSPECIFIED, 0, 80, Protocol::Tcp),
+            binding(Ipv4Addr::LOCALHOST, 0, 81, Protocol::Udp),
+        ];
+        let web = networks.attach(&web).expect("web");
+        let client = networks.attach(&wanted("client", "bridge")).expect("client");
+        let [tcp, udp] = [0, 1].map(|n| web.ports()[n].host_port);
+        assert!(tcp != 0 && udp != 0);
+        let server = Server::start(&web);
+        let gateway = web.endpoints().expect("endpoints")[0].gateway.expect("a gateway");
+        assert_eq!(fetch(Ipv4Addr::LOCALHOST, tcp), "hello");
+        assert_eq!(fetch(gateway, tcp), "hello");
+        let from_neighbour = inside(&client, &format!("echo x | timeout 5 busybox nc {gateway} {tcp}"));
+        assert_eq!(from_neighbour, "hello");
+        let from_itself = inside(&web, &format!("echo x | timeout 5 busybox nc {gateway} {tcp}"));
+        assert_eq!(from_itself, "hello");
+        drop(server);
+
+        let path = web.namespace().path();
+        let receiver = std::thread::scope(|scope| {
+            let bind = || {
+                let file = std::fs::File::open(&path).expect("namespace");
+                use std::os::fd::AsFd;
+                rustix::thread::move_into_link_name_space(file.as_fd(), None).expect("entered");
+                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 81)).expect("socket")
+            };
+            scope.spawn(bind).join().expect("bound")
+        });
+        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("socket");
+        sender.send_to(b"ping", (Ipv4Addr::LOCALHOST, udp)).expect("sent");
+        receiver.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("timeout");
+        let mut buffer = [0; 16];
+        let (count, from) = receiver.recv_from(&mut buffer).expect("received");
+        assert_eq!(&buffer[..count], b"ping");
+        receiver.send_to(b"pong", from).expect("sent");
+        sender.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("timeout");
+        assert_eq!(sender.recv(&mut buffer).expect("answered"), 4);
+
+        let mut second = wanted("second", "bridge");
+        second.ports = vec![binding(Ipv4Addr::LOCALHOST, tcp, 80, Protocol::Tcp)];
+        let error = networks.attach(&second).expect_err("the port is taken");
+        assert!(matches!(error, NetworkError::PortTaken { port, .. } if port == tcp), "{error}");
+        web.detach().expect("detached");
+        networks.attach(&second).expect("the port is free").detach().expect("detached");
+        client.detach().expect("detached");
+    });
+}
+
+#[test]
+fn addresses_are_as_asked_and_used_again() {
+    on_a_host(|networks, root| {
+        let small = NewNetwork { subnet: Some("10.199.7.0/29".parse().expect("subnet")), ..network("small") };
+        let made = networks.create(small.clone()).expect("made");
+        assert!(matches!(networks.create(small), Err(NetworkError::Exists(_))));
+        let overlapping = NewNetwork { subnet: Some("10.199.0.0/16".parse().expect("subnet")), ..network("large") };
+        assert!(matches!(networks.create(overlapping), Err(NetworkError::Overlap(_))));
+        let mut fixed = wanted("fixed", &made.id[..8]);
+        fixed.endpoints[0].address = Some(Ipv4Addr::new(10, 199, 7, 4));
+        let fixed_one = networks.attach(&fixed).expect("fixed");
+        fixed.id = fixed.id.replace('f', "0");
+        assert!(matches!(networks.attach(&fixed), Err(NetworkError::AddressTaken(_))));
+        fixed.endpoints[0].address = Some(Ipv4Addr::new(10, 9, 9, 9));
+        assert!(matches!(networks.attach(&fixed), Err(NetworkError::Invalid(_))));
+        for round in 0..2 {
+            let all: Vec<_> =
+                (0..4).map(|n| networks.attach(&wanted(&format!("c{round}{n}"), "small")).expect("one more")).collect();
+            assert!(matches!(networks.attach(&wanted("full", "small")), Err(NetworkError::Exhausted(_))));
+            // Without a word, as a process that is killed.
+            drop(all);
+        }
+        assert!(matches!(networks.remove("small"), Err(NetworkError::InUse { .. })));
+        drop(fixed_one);
+        networks.remove("small").expect("removed");
+        assert!(!root.join("networks").join(&made.id).exists());
+        assert!(matches!(networks.remove("bridge"), Err(NetworkError::Predefined(_))));
+    });
+}
+
+#[test]
+fn running_containers_change_networks() {
+    on_a_host(|networks, _| {
+        networks.create(network("late")).expect("made");
+        let web = networks.attach(&wanted("web", "late")).expect("web");
+        let client = networks.attach(&wanted("client", "bridge")).expect("client");
+        let id = client.endpoints().expect("endpoints")[0].container.clone();
+        let namespace = || std::fs::File::open(client.namespace().path()).expect("namespace").into();
+        let request = EndpointRequest { network: "late".to_owned(), ..EndpointRequest::default() };
+        let endpoint = networks.connect((&id, "client"), namespace(), &request).expect("connected");
+        assert_eq!(endpoint.link, "eth1");
+        assert!(matches!(
+            networks.connect((&id, "client"), namespace(), &request),
+            Err(NetworkError::Connected { .. })
+        ));
+        let address = web.endpoints().expect("endpoints")[0].address;
+        assert_eq!(inside(&client, &format!("ping -c1 -W5 {address} >/dev/null && echo yes")), "yes");
+        networks.disconnect((&id, "client"), "late").expect("disconnected");
+        assert_eq!(inside(&client, "ls /sys/class/net >/dev/null; ip -o link | wc -l"), "2");
+        assert!(matches!(networks.disconnect((&id, "client"), "late"), Err(NetworkError::NotConnected { .. })));
+        client.detach().expect("detached");
+        web.detach().expect("detached");
+        assert!(
+            networks
+                .connect((&id, "client"), std::fs::File::open("/proc/self/ns/net").expect("own").into(), &request)
+                .is_err()
+        );
+    });
+}
