@@ -74,8 +74,8 @@ fn table(network: &NetworkRecord) -> String {
 /// The way out for containers, and no way in but to published ports and for answers.
 fn rules(network: &NetworkRecord, addresses: &Addresses) -> Batch {
     let (table, bridge, subnet) = (table(network), network.bridge(), addresses.subnet);
-    let from = || Rule::new().from_link(true, &bridge).to_link(false, &bridge);
-    let to = || Rule::new().to_link(true, &bridge).from_link(false, &bridge);
+    let from = || Rule::new().in_link(true, &bridge).out_link(false, &bridge);
+    let to = || Rule::new().out_link(true, &bridge).in_link(false, &bridge);
     let mut batch = Batch::new();
     // Left over, perhaps, of a bridge that somebody removed by hand.
     batch.add_table(&table, false).remove_table(&table).add_table(&table, false);
@@ -83,17 +83,17 @@ fn rules(network: &NetworkRecord, addresses: &Addresses) -> Batch {
     batch.add_chain(
         &table,
         Hook::PreroutingRaw,
-        [Rule::new().from_link(true, &bridge).destination(true, LOOPBACK).drop()],
+        [Rule::new().in_link(true, &bridge).destination(true, LOOPBACK).drop()],
     );
     let forward = if network.internal {
         vec![from().drop(), to().drop()]
     } else {
-        vec![from().to_links(true, BRIDGE_PREFIX).untranslated().drop(), to().unasked().untranslated().drop()]
+        vec![from().out_links(true, BRIDGE_PREFIX).untranslated().drop(), to().unasked().untranslated().drop()]
     };
     batch.add_chain(&table, Hook::Forward, forward);
-    let out = Rule::new().source(true, subnet).to_link(false, &bridge).masquerade();
+    let out = Rule::new().source(true, subnet).out_link(false, &bridge).masquerade();
     // Published ports, asked for from the network itself or from the host's loopback: answers have to come back here.
-    let back = |net| Rule::new().source(true, net).to_link(true, &bridge).translated().masquerade();
+    let back = |net| Rule::new().source(true, net).out_link(true, &bridge).translated().masquerade();
     let back = [back(subnet), back(LOOPBACK)];
     batch.add_chain(&table, Hook::PostroutingNat, (!network.internal).then_some(out).into_iter().chain(back));
     batch

@@ -109,7 +109,7 @@ fn bind(binding: &PortBinding) -> io::Result<(Socket, u16)> {
 }
 
 fn rule(binding: &PortBinding, to: Ipv4Addr) -> Rule {
-    let rule = Rule::new().to_host();
+    let rule = Rule::new().for_host();
     let rule = match binding.host_address {
         Ipv4Addr::UNSPECIFIED => rule,
         address => rule.destination(true, Net4::new(address, 32)),

@@ -324,7 +324,7 @@ impl Drop for Maker {
 
 /// Steps reach what the host reaches, under its address; nobody reaches them.
 fn rules(table: &str, pool: Net4) -> Batch {
-    let steps = || Rule::new().from_links(true, LINK_PREFIX);
+    let steps = || Rule::new().in_links(true, LINK_PREFIX);
     let mut batch = Batch::new();
     batch.add_table(table, true);
     batch.add_chain(table, Hook::PostroutingNat, [Rule::new().source(true, pool).masquerade()]);
@@ -332,9 +332,9 @@ fn rules(table: &str, pool: Net4) -> Batch {
         table,
         Hook::Forward,
         [
-            steps().to_links(true, LINK_PREFIX).drop(),
+            steps().out_links(true, LINK_PREFIX).drop(),
             steps().source(false, pool).drop(),
-            Rule::new().to_links(true, LINK_PREFIX).unasked().drop(),
+            Rule::new().out_links(true, LINK_PREFIX).unasked().drop(),
         ],
     );
     batch
