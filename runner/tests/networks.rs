@@ -63,6 +63,20 @@ fn inside(attachment: &Attachment, script: &str) -> String {
     sh(&format!("nsenter --net={} sh -euc '{script}'", path.display()))
 }
 
+/// The same, while the container's name server is served.
+fn while_served(attachment: &mut Attachment, script: &str) -> String {
+    let path = attachment.namespace().path();
+    let script = format!("nsenter --net={} sh -euc '{script}'", path.display());
+    std::thread::scope(|scope| {
+        let child = scope.spawn(|| sh(&script));
+        while !child.is_finished() {
+            attachment.turn();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.join().expect("a script")
+    })
+}
+
 /// What `make` gives in the container's network.
 fn visit<T: Send>(attachment: &Attachment, make: impl FnOnce() -> T + Send) -> T {
     let file = std::fs::File::open(attachment.namespace().path()).expect("namespace");
@@ -99,16 +113,20 @@ fn containers_of_a_network_find_each_other() {
         let mut web = wanted("web", "app");
         web.endpoints[0].aliases.push("www".to_owned());
         let web = networks.attach(&web).expect("web");
-        let client = networks.attach(&wanted("client", "app")).expect("client");
+        let mut client = networks.attach(&wanted("client", "app")).expect("client");
         let address = web.endpoints().expect("endpoints")[0].address;
         assert_eq!(inside(&client, &format!("busybox ping -c1 -W5 {address} >/dev/null && echo yes")), "yes");
-        let ask =
-            |name: &str| inside(&client, &format!("busybox nslookup -type=a {name} 127.0.0.11 | tail -n +3 || true"));
+        let mut ask = |name: &str| {
+            let script = format!("busybox nslookup -type=a {name} 127.0.0.11 | tail -n +3 || true");
+            while_served(&mut client, &script)
+        };
         for name in ["web", "WWW", "www.app", &web.endpoints().expect("endpoints")[0].container[..12]] {
-            assert!(ask(name).contains(&address.to_string()), "{name}: {}", ask(name));
+            let answer = ask(name);
+            assert!(answer.contains(&address.to_string()), "{name}: {answer}");
         }
-        let ours = client.resolv_conf();
-        assert_eq!(ours, b"nameserver 127.0.0.11\noptions ndots:0\n");
+        let asked = wanted("client", "app");
+        let conf = networks.resolv_conf(&asked.id, &asked.resolvers).expect("text");
+        assert_eq!(conf, b"nameserver 127.0.0.11\noptions ndots:0\n");
         networks.rename(&web.endpoints().expect("endpoints")[0].container, "other").expect("renamed");
         assert!(ask("other").contains(&address.to_string()));
         assert!(!ask("web").contains(&address.to_string()));

@@ -1,20 +1,22 @@
 //! Networks of running containers.
 
 use super::bridge;
-use super::dns::{self, Lookup};
+use super::dns;
 use super::error::{NetworkError, Trying};
 use super::links::{Links, Peer};
 use super::names::Names;
 use super::namespace::{self, Namespace};
 use super::networks::Networks;
 use super::ports::{PortBinding, Published};
-use super::records::{Addresses, Driver, Endpoint, NetworkRecord};
+use super::records::{Addresses, Driver, Endpoint, Exclusive, NetworkRecord};
 use super::resolver::Resolvers;
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a container's network is to be.
 #[derive(Clone, Debug)]
@@ -46,14 +48,16 @@ pub struct EndpointRequest {
 
 /// The network of a running container. It is there while this lives, which is up to the process that lives as long as
 /// the container: when that is killed, ports, rules and addresses are free again.
+///
+/// It has a name server, which is to be waited for: [`Attachment::waits_for`], [`Attachment::deadline`],
+/// [`Attachment::turn`]. It has no threads.
 #[derive(Debug)]
 pub struct Attachment {
     networks: Networks,
     container: String,
     namespace: Namespace,
-    resolv_conf: Vec<u8>,
     published: Published,
-    _dns: Option<dns::Server>,
+    dns: dns::Service,
     /// Locked: endpoints count while it is.
     _held: File,
 }
@@ -65,12 +69,6 @@ impl Attachment {
         &self.namespace
     }
 
-    /// Content of `/etc/resolv.conf`.
-    #[must_use]
-    pub fn resolv_conf(&self) -> &[u8] {
-        &self.resolv_conf
-    }
-
     /// Published ports, with those of the host that were found.
     #[must_use]
     pub fn ports(&self) -> &[PortBinding] {
@@ -80,6 +78,22 @@ impl Attachment {
     /// The container's places in networks, as they are now.
     pub fn endpoints(&self) -> Result<Vec<Endpoint>, NetworkError> {
         self.networks.endpoints_of(&self.container)
+    }
+
+    /// What the name server waits for.
+    pub fn waits_for(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.dns.waits_for()
+    }
+
+    /// Until when it waits at most.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.dns.deadline()
+    }
+
+    /// Lets the name server do what it can without waiting.
+    pub fn turn(&mut self) {
+        self.dns.turn();
     }
 
     /// Frees addresses, names and ports. Bridges that nobody uses any more stay until [`Networks::sweep`], which is slow.
@@ -94,7 +108,8 @@ impl Attachment {
 }
 
 impl Networks {
-    /// Makes the network of a container that is about to start. Blocks for some milliseconds; makes threads.
+    /// Makes the network of a container that is about to start. Blocks for some milliseconds; its threads have ended when
+    /// it returns.
     ///
     /// Addresses and ports that are taken are errors, and then nothing is left.
     pub fn attach(&self, wanted: &ContainerNetwork) -> Result<Attachment, NetworkError> {
@@ -104,52 +119,53 @@ impl Networks {
             .iter()
             .map(|request| Ok((self.bridged(&request.network)?, request)))
             .collect::<Result<Vec<_>, NetworkError>>()?;
-        let named = networks.iter().any(|((network, _), _)| network.has_names());
-        let closed = !networks.is_empty() && networks.iter().all(|((network, _), _)| network.internal);
-        let (namespace, sockets) =
-            on_a_thread(move || Namespace::prepare(named || wanted.resolvers.need_forwarding()))?;
+        // A network without a way out has none for questions either.
+        let closed = networks.iter().all(|((network, _), _)| network.internal);
+        let upstream = if closed { Vec::new() } else { wanted.resolvers.upstream() };
+        let (namespace, sockets) = on_a_thread(Namespace::prepare)?;
+        let names = Arc::new(Names::new(self.clone(), &wanted.id));
         let lock = self.records.lock()?;
         let held = self.records.hold(&wanted.id)?.ok_or_else(|| NetworkError::Attached(wanted.name.clone()))?;
         let mut attachment = Attachment {
             networks: self.clone(),
             container: wanted.id.clone(),
-            resolv_conf: if named { wanted.resolvers.forwarded() } else { wanted.resolvers.inside() },
             namespace,
             published,
-            _dns: None,
+            dns: dns::Service::new(sockets, upstream).with_names(names),
             _held: held,
         };
-        let made = || {
-            for ((network, addresses), request) in &networks {
-                self.plug(
-                    &lock,
-                    network,
-                    addresses,
-                    request,
-                    (&wanted.id, &wanted.name),
-                    attachment.namespace.as_fd(),
-                )?;
-            }
-            let first = self.endpoints_of(&wanted.id)?.into_iter().next();
-            if let Some(endpoint) = first {
-                attachment.published.lead_to(&wanted.id, endpoint.address)?;
-            }
-            let upstream = if closed { Vec::new() } else { wanted.resolvers.upstream() };
-            let names: Option<Arc<dyn Lookup>> =
-                if named { Some(Arc::new(Names::new(self.clone(), &wanted.id))) } else { None };
-            let serve = |sockets| dns::Server::start_with(sockets, upstream, names);
-            attachment._dns = sockets.map(serve).transpose().trying(|| "start a name server".to_owned())?;
+        let container = (wanted.id.as_str(), wanted.name.as_str());
+        let mut first = None;
+        let plugged = networks.iter().try_for_each(|((network, addresses), request)| {
+            let endpoint = self.plug(&lock, network, addresses, request, container, attachment.namespace.as_fd())?;
+            first.get_or_insert(endpoint.address);
             Ok(())
-        };
-        match made() {
+        });
+        let done = plugged
+            .and_then(|()| first.map_or(Ok(()), |address| attachment.published.lead_to(&wanted.id, address)))
+            .and_then(|()| self.records.put_ports(&wanted.id, attachment.published.bindings()));
+        drop(lock);
+        match done {
             Ok(()) => Ok(attachment),
             Err(error) => {
-                drop(lock);
                 // What cannot be removed does not count once this process has let go of it.
                 let _ = attachment.detach();
                 Err(error)
             }
         }
+    }
+
+    /// What `/etc/resolv.conf` says in a running container, which depends on the networks that it is in.
+    pub fn resolv_conf(&self, container: &str, resolvers: &Resolvers) -> Result<Vec<u8>, NetworkError> {
+        let endpoints = self.endpoints_of(container)?;
+        let named = self.list()?.into_iter().filter(NetworkRecord::has_names);
+        let is_named = named.map(|network| network.id).any(|id| endpoints.iter().any(|e| e.network == id));
+        Ok(if is_named { resolvers.forwarded() } else { resolvers.inside() })
+    }
+
+    /// Published ports of a running container.
+    pub fn ports_of(&self, container: &str) -> Vec<PortBinding> {
+        if self.records.is_held(container) { self.records.ports(container) } else { Vec::new() }
     }
 
     /// Puts a running container into a further network.
@@ -205,12 +221,12 @@ impl Networks {
 
     fn plug(
         &self,
-        lock: &super::records::Exclusive,
+        lock: &Exclusive,
         network: &NetworkRecord,
         addresses: &Addresses,
         request: &EndpointRequest,
         (container, container_name): (&str, &str),
-        namespace: std::os::fd::BorrowedFd<'_>,
+        namespace: BorrowedFd<'_>,
     ) -> Result<Endpoint, NetworkError> {
         let live = self.live_endpoints(lock, &network.id)?;
         if live.iter().any(|endpoint| endpoint.container == container) {

@@ -22,14 +22,13 @@ mod netlink;
 mod networks;
 mod nftables;
 mod ports;
-mod question;
 mod records;
 mod resolver;
 mod steps;
 
 pub use address::Net4;
 pub use containers::{Attachment, ContainerNetwork, EndpointRequest};
-pub use dns::{Server as DnsServer, Sockets as DnsSockets};
+pub use dns::{Server as DnsServer, Service as DnsService, Sockets as DnsSockets};
 pub use error::NetworkError;
 pub use namespace::Namespace;
 pub use networks::{Networks, NewNetwork};

@@ -1,8 +1,9 @@
 //! Names of containers, for the name server inside a user's network.
 
 use super::dns::Lookup;
+use super::dns::question::{Question, Record};
 use super::networks::Networks;
-use super::question::{Question, Record};
+
 use super::records::Endpoint;
 use std::net::Ipv4Addr;
 

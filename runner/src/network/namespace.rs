@@ -32,16 +32,15 @@ impl Namespace {
     }
 
     /// The same, set up for a container: any port and ping for all its users, as docker has it; with the sockets of a name
-    /// server if that is wanted.
-    pub(super) fn prepare(with_dns: bool) -> Result<(Self, Option<dns::Sockets>), NetworkError> {
+    /// server.
+    pub(super) fn prepare() -> Result<(Self, dns::Sockets), NetworkError> {
         let (namespace, _) = Self::enter_new()?;
         let settings = [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")];
         for (name, value) in settings {
             let path = format!("/proc/sys/net/ipv4/{name}");
             std::fs::write(&path, value).trying(|| format!("write `{path}`"))?;
         }
-        let bind = || dns::Sockets::bind().trying(|| "bind a name server".to_owned());
-        let sockets = if with_dns { Some(bind()?) } else { None };
+        let sockets = dns::Sockets::bind().trying(|| "bind a name server".to_owned())?;
         Ok((namespace, sockets))
     }
 

@@ -5,7 +5,7 @@
 //!   lock                     held while anything here is changed
 //!   ID.json                  a network; ID has 64 hexadecimal digits
 //!   ID/CONTAINER.json        an endpoint: a container's place in a network
-//!   running/CONTAINER        locked by the process that a container's network lives with
+//!   running/CONTAINER        published ports; locked by the process that a container's network lives with
 //! ```
 //!
 //! Files are replaced by renaming, so a reader needs no lock. An endpoint counts only while its container's file is locked:
@@ -13,6 +13,7 @@
 
 use super::address::Net4;
 use super::error::{NetworkError, Trying};
+use super::ports::PortBinding;
 use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -223,6 +224,21 @@ impl Records {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error).trying(step),
         }
+    }
+
+    /// Writes down a container's ports, in the file that the caller holds.
+    pub(super) fn put_ports(&self, container: &str, ports: &[PortBinding]) -> Result<(), NetworkError> {
+        let path = self.directory.join("running").join(container);
+        let step = || format!("write `{}`", path.display());
+        // In place: the lock is on this file. One short write, which a reader sees whole or not at all.
+        let bytes = serde_json::to_vec(ports).map_err(io::Error::from).trying(step)?;
+        fs::write(&path, bytes).trying(step)
+    }
+
+    /// Reads what was written there; none if it is not there yet.
+    pub(super) fn ports(&self, container: &str) -> Vec<PortBinding> {
+        let bytes = fs::read(self.directory.join("running").join(container)).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
     /// Forgets a container's file; to be called while it is held or after its holder has ended.

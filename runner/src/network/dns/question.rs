@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-pub(super) const HEADER: usize = 12;
+pub(in crate::network) const HEADER: usize = 12;
 const ADDRESS: u16 = 1;
 const POINTER: u16 = 12;
 const ANY: u16 = 255;
@@ -12,9 +12,9 @@ const KEEP: u32 = 5;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Question {
+pub(in crate::network) struct Question {
     /// In lower case, without the final dot.
-    pub(super) name: String,
+    pub(in crate::network) name: String,
     kind: u16,
     /// Where the question ends in its message.
     end: usize,
@@ -22,7 +22,7 @@ pub(super) struct Question {
 
 /// What is known of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Record {
+pub(in crate::network) enum Record {
     /// An address of it.
     Address(Ipv4Addr),
     /// The name that an address has.
@@ -31,7 +31,7 @@ pub(super) enum Record {
 
 impl Question {
     /// Reads a message that asks one thing. Others are somebody else's.
-    pub(super) fn parse(message: &[u8]) -> Option<Self> {
+    pub(in crate::network) fn parse(message: &[u8]) -> Option<Self> {
         let plain_query = message.get(2)? & 0xf8 == 0;
         if !plain_query || message.get(4..6)? != [0, 1] {
             return None;
@@ -56,14 +56,14 @@ impl Question {
     }
 
     /// The address whose name is asked for.
-    pub(super) fn reversed(&self) -> Option<Ipv4Addr> {
+    pub(in crate::network) fn reversed(&self) -> Option<Ipv4Addr> {
         let digits = self.name.strip_suffix(".in-addr.arpa").filter(|_| self.kind == POINTER)?;
         let parts: Vec<u8> = digits.split('.').rev().map(|part| part.parse().ok()).collect::<Option<_>>()?;
         Some(Ipv4Addr::from(<[u8; 4]>::try_from(parts).ok()?))
     }
 
     /// The answer to `message`, of those records that were asked for: a name may be known and have no such record.
-    pub(super) fn answer(&self, message: &[u8], records: &[Record]) -> Vec<u8> {
+    pub(in crate::network) fn answer(&self, message: &[u8], records: &[Record]) -> Vec<u8> {
         let mut answer = message[..self.end].to_vec();
         let wanted: Vec<(u16, Vec<u8>)> = records
             .iter()
@@ -104,7 +104,7 @@ fn labels(name: &str) -> Vec<u8> {
 }
 
 /// "Server failure" to a question.
-pub(super) fn failure(message: &[u8]) -> Vec<u8> {
+pub(in crate::network) fn failure(message: &[u8]) -> Vec<u8> {
     const SERVER_FAILURE: u8 = 2;
     let mut answer = message.to_vec();
     answer[2] |= 0x80;
@@ -117,7 +117,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A question for records of a kind.
-    pub(crate) fn ask(name: &str, kind: u16) -> Vec<u8> {
+    pub(in crate::network) fn ask(name: &str, kind: u16) -> Vec<u8> {
         let mut message = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         message.extend(labels(name));
         message.extend([kind.to_be_bytes(), [0, 1]].concat());
