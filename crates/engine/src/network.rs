@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 use xbuild_graph::NetworkMode;
 use xbuild_runner::Network;
-use xbuild_runner::network::{DnsServer, Request, Resolvers, StepNetwork, StepNetworks};
+use xbuild_runner::network::{DnsServer, DnsService, Request, Resolvers, StepNetwork, StepNetworks};
 
 /// Address that stands for the host in `--add-host`.
 const HOST_GATEWAY: &str = "host-gateway";
@@ -80,7 +80,8 @@ impl Networks {
             Err(error) => return self.fall_back(error.story()),
         };
         let (network, gateway) = (Network::Namespace(step.namespace().path()), step.gateway().into());
-        let server = step.take_dns().map(|sockets| DnsServer::start(sockets, self.resolvers.upstream()));
+        let server =
+            step.take_dns().map(|sockets| DnsServer::start(DnsService::new(sockets, self.resolvers.upstream())));
         match server.transpose() {
             Ok(server) => {
                 Attached { network, resolv_conf: self.resolvers.inside(), gateway, _held: Some((server, step)) }

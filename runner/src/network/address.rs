@@ -21,6 +21,11 @@ impl Net4 {
         Self { address: Ipv4Addr::from_bits(address.to_bits() & mask_bits(prefix)), prefix }
     }
 
+    /// A network that is written down, with no bits after its prefix.
+    pub(super) const fn fixed(address: Ipv4Addr, prefix: u8) -> Self {
+        Self { address, prefix }
+    }
+
     /// The first address, which names the network.
     #[must_use]
     pub fn first(self) -> Ipv4Addr {
@@ -61,6 +66,11 @@ impl Net4 {
     #[must_use]
     pub fn includes(self, other: Self) -> bool {
         self.prefix <= other.prefix && self.contains(other.address)
+    }
+
+    /// All addresses.
+    pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
+        (self.address.to_bits()..=self.last().to_bits()).map(Ipv4Addr::from_bits)
     }
 
     /// Addresses that hosts can have: all but the first and the last.

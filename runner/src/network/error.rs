@@ -22,6 +22,65 @@ pub enum NetworkError {
         /// Its chain.
         chain: String,
     },
+    /// No network has this name.
+    #[error("network {0} not found")]
+    NotFound(String),
+    /// Several networks' IDs begin so.
+    #[error("network {0} is ambiguous: several IDs begin so")]
+    Ambiguous(String),
+    /// The name is taken.
+    #[error("network with name {0} already exists")]
+    Exists(String),
+    /// Running containers use it.
+    #[error("error while removing network: network {name} id {id} has active endpoints")]
+    InUse {
+        /// The network's name.
+        name: String,
+        /// Its ID.
+        id: String,
+    },
+    /// One of those that are always there.
+    #[error("{0} is a pre-defined network and cannot be removed")]
+    Predefined(String),
+    /// What is asked for cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// Another network or a route of the host has these addresses.
+    #[error("the subnet {0} overlaps with one that is already in use")]
+    Overlap(super::Net4),
+    /// Another container has the address.
+    #[error("the address {0} is already in use")]
+    AddressTaken(std::net::Ipv4Addr),
+    /// Somebody else has the port.
+    #[error("Bind for {address}:{port} failed: port is already allocated")]
+    PortTaken {
+        /// Address of the host.
+        address: std::net::Ipv4Addr,
+        /// Its port.
+        port: u16,
+    },
+    /// The container has a network already.
+    #[error("container {0} is already attached to its networks")]
+    Attached(String),
+    /// The container is in that network already.
+    #[error("endpoint with name {container} already exists in network {network}")]
+    Connected {
+        /// The container's name.
+        container: String,
+        /// The network's name.
+        network: String,
+    },
+    /// The container is not in that network.
+    #[error("container {container} is not connected to network {network}")]
+    NotConnected {
+        /// The container's name.
+        container: String,
+        /// The network's name.
+        network: String,
+    },
+    /// The container does not run.
+    #[error("container {0} is not running")]
+    NotRunning(String),
     /// Every network or address that could be used is taken.
     #[error("no free {0}")]
     Exhausted(&'static str),

@@ -129,6 +129,17 @@ impl Links {
         }
     }
 
+    /// Lets the bridge send packets back through the port that they came from.
+    pub(super) fn allow_hairpin(&mut self, port: u32) -> Result<(), Errno> {
+        const PORT_OPTIONS: u16 = 12;
+        const HAIRPIN: u16 = 4;
+        let mut message = Message::new(SET_LINK, REQUEST | ACK, &bridge_port_header(port));
+        message.nest(PORT_OPTIONS, |options| {
+            options.attr(HAIRPIN, &[1]);
+        });
+        self.send([message])
+    }
+
     /// Brings loopback up.
     pub(super) fn start_loopback(&mut self) -> Result<(), Errno> {
         self.send([Message::new(SET_LINK, REQUEST | ACK, &link_header(LOOPBACK, UP, UP))])
@@ -166,7 +177,12 @@ impl Links {
         let Some(route) = routes.iter().find(|r| r.to.prefix() == 0 && r.link != 0) else {
             return Ok(ETHERNET_MTU);
         };
-        let answers = self.netlink.dump(Message::new(GET_LINK, REQUEST | ACK, &link_header(route.link, 0, 0)))?;
+        self.mtu(route.link)
+    }
+
+    /// Largest packet of a link.
+    pub(super) fn mtu(&mut self, link: u32) -> Result<u32, Errno> {
+        let answers = self.netlink.dump(Message::new(GET_LINK, REQUEST | ACK, &link_header(link, 0, 0)))?;
         let mtu = |body: &[u8]| attributes(body, 16).find(|(kind, _)| *kind == LINK_MTU).and_then(|(_, v)| number(v));
         Ok(answers.iter().find_map(|answer| mtu(&answer.body)).unwrap_or(ETHERNET_MTU))
     }
@@ -203,5 +219,12 @@ fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&flags.to_ne_bytes());
     header[12..16].copy_from_slice(&change.to_ne_bytes());
+    header
+}
+
+/// `struct ifinfomsg` for the options of a bridge's port.
+fn bridge_port_header(index: u32) -> [u8; 16] {
+    let mut header = link_header(index, 0, 0);
+    header[0] = libc::AF_BRIDGE as u8;
     header
 }

@@ -1,24 +1,59 @@
 //! Networks of sandboxes.
 //!
-//! [`StepNetworks`] makes the networks of RUN steps. Links, addresses and routes are made over netlink ([`links`]), NAT
-//! and filters by nf_tables without its program ([`nftables`]). Work in another network namespace is done by threads
-//! that were made for it; no other thread of the process ever changes its namespace.
+//! [`StepNetworks`] makes the networks of RUN steps. [`Networks`] are those of containers, with an [`Attachment`] for each
+//! container that runs. Links, addresses and routes are made over netlink (`links`), NAT and filters by nf_tables without
+//! its program (`nftables`). Work in another network namespace is done by threads that were made for it; no other
+//! thread of the process ever changes its namespace.
+//!
+//! Everything is owned by a process, and goes with it: namespaces and links with descriptors, published ports with
+//! sockets, addresses and names with a lock. Only bridges, with a table each, outlive a killed process, until the next
+//! change.
 
 mod address;
+mod bridge;
+mod containers;
 mod dns;
 mod error;
 mod host;
 mod links;
+mod names;
 mod namespace;
 mod netlink;
+mod networks;
 mod nftables;
+mod ports;
+mod records;
 mod resolver;
 mod steps;
 
 pub use address::Net4;
-pub use dns::{Server as DnsServer, Sockets as DnsSockets};
+pub use containers::{Attachment, ContainerNetwork, EndpointRequest};
+pub use dns::{Server as DnsServer, Service as DnsService, Sockets as DnsSockets};
 pub use error::NetworkError;
 pub use namespace::Namespace;
+pub use networks::{Networks, NewNetwork};
 pub use nftables::Protocol;
+pub use ports::PortBinding;
+pub use records::{Addresses, Driver, Endpoint, NetworkRecord};
 pub use resolver::Resolvers;
 pub use steps::{Request, StepNetwork, StepNetworks};
+
+/// A number that other processes hardly have.
+fn random_number() -> u32 {
+    u32::from_ne_bytes(random())
+}
+
+/// 64 hexadecimal digits that nothing else has.
+fn random_id() -> String {
+    random::<32>().map(|byte| format!("{byte:02x}")).concat()
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // Only a kernel that has just started can fail, and then in filling it all at once.
+    let mut done = 0;
+    while done < N {
+        done += rustix::rand::getrandom(&mut bytes[done..], rustix::rand::GetRandomFlags::empty()).unwrap_or_default();
+    }
+    bytes
+}

@@ -1,5 +1,6 @@
 //! Network namespaces, made on a thread of their own.
 
+use super::dns;
 use super::error::{NetworkError, Trying};
 use super::links::Links;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -30,6 +31,19 @@ impl Namespace {
         Ok((Self { file }, links))
     }
 
+    /// The same, set up for a container: any port and ping for all its users, as docker has it; with the sockets of a name
+    /// server.
+    pub(super) fn prepare() -> Result<(Self, dns::Sockets), NetworkError> {
+        let (namespace, _) = Self::enter_new()?;
+        let settings = [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")];
+        for (name, value) in settings {
+            let path = format!("/proc/sys/net/ipv4/{name}");
+            std::fs::write(&path, value).trying(|| format!("write `{path}`"))?;
+        }
+        let sockets = dns::Sockets::bind().trying(|| "bind a name server".to_owned())?;
+        Ok((namespace, sockets))
+    }
+
     /// A path that leads to it while this value lives, for [`crate::Network::Namespace`].
     #[must_use]
     pub fn path(&self) -> PathBuf {
@@ -54,6 +68,13 @@ impl Home {
         move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
             .trying(|| "return to the host's network namespace".to_owned())
     }
+}
+
+/// Moves the calling thread to a namespace, for good, and does something there.
+pub(super) fn visit<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> Result<T, NetworkError> {
+    move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
+        .trying(|| "enter the container's network namespace".to_owned())?;
+    Ok(work())
 }
 
 fn open_current() -> Result<OwnedFd, NetworkError> {

@@ -125,27 +125,27 @@ impl Rule {
     }
 
     /// Arrives through a link whose name begins so, or through another.
-    pub(super) fn from_links(self, yes: bool, prefix: &str) -> Self {
+    pub(super) fn in_links(self, yes: bool, prefix: &str) -> Self {
         self.meta(6).compare(yes, prefix.as_bytes())
     }
 
     /// Leaves through a link whose name begins so, or through another.
-    pub(super) fn to_links(self, yes: bool, prefix: &str) -> Self {
+    pub(super) fn out_links(self, yes: bool, prefix: &str) -> Self {
         self.meta(7).compare(yes, prefix.as_bytes())
     }
 
     /// Arrives through this link, or through another.
-    pub(super) fn from_link(self, yes: bool, name: &str) -> Self {
+    pub(super) fn in_link(self, yes: bool, name: &str) -> Self {
         self.meta(6).compare(yes, &link_name(name))
     }
 
     /// Leaves through this link, or through another.
-    pub(super) fn to_link(self, yes: bool, name: &str) -> Self {
+    pub(super) fn out_link(self, yes: bool, name: &str) -> Self {
         self.meta(7).compare(yes, &link_name(name))
     }
 
     /// The destination is one of the host's own addresses.
-    pub(super) fn to_host(self) -> Self {
+    pub(super) fn for_host(self) -> Self {
         const LOCAL: u32 = 2;
         self.with("fib", |m| {
             m.be32(1, REGISTER).be32(2, 3).be32(3, 2);
@@ -174,13 +174,22 @@ impl Rule {
 
     /// Its destination was changed.
     pub(super) fn translated(self) -> Self {
+        self.destination_nat(true)
+    }
+
+    /// Goes where it was sent.
+    pub(super) fn untranslated(self) -> Self {
+        self.destination_nat(false)
+    }
+
+    fn destination_nat(self, yes: bool) -> Self {
         const STATUS: u32 = 2;
         const DESTINATION_NAT: u32 = 1 << 5;
         self.with("ct", |m| {
             m.be32(1, REGISTER).be32(2, STATUS);
         })
         .mask(&DESTINATION_NAT.to_ne_bytes())
-        .compare(false, &[0; 4])
+        .compare(!yes, &[0; 4])
     }
 
     /// Leaves with the address of the link it leaves through.
@@ -196,30 +205,22 @@ impl Rule {
         })
     }
 
-    /// Goes on its way.
-    pub(super) fn accept(self) -> Self {
-        self.verdict(1)
-    }
-
     /// Goes nowhere.
     pub(super) fn drop(self) -> Self {
-        self.verdict(0)
+        const DROP: u32 = 0;
+        self.with("immediate", |m| {
+            m.be32(1, 0).nest(2, |data| {
+                data.nest(2, |verdict| {
+                    verdict.be32(1, DROP);
+                });
+            });
+        })
     }
 
     fn value(self, register: u32, value: &[u8]) -> Self {
         self.with("immediate", |m| {
             m.be32(1, register).nest(2, |data| {
                 data.attr(1, value);
-            });
-        })
-    }
-
-    fn verdict(self, code: u32) -> Self {
-        self.with("immediate", |m| {
-            m.be32(1, 0).nest(2, |data| {
-                data.nest(2, |verdict| {
-                    verdict.be32(1, code);
-                });
             });
         })
     }

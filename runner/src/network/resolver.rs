@@ -40,6 +40,13 @@ impl Resolvers {
         found
     }
 
+    /// Settings that were given instead of the host's.
+    #[must_use]
+    pub fn given(servers: Vec<IpAddr>, search: &[String], options: &[String]) -> Self {
+        let line = |word: &str, values: &[String]| (!values.is_empty()).then(|| format!("{word} {}", values.join(" ")));
+        Self { servers, rest: line("search", search).into_iter().chain(line("options", options)).collect() }
+    }
+
     /// Whether a name server has to listen inside, because the host's cannot be reached from there: one is on loopback, or
     /// none has an address of IPv4.
     #[must_use]
@@ -59,7 +66,12 @@ impl Resolvers {
     /// The text for a network in which the server inside answers, too, for names of its own.
     #[must_use]
     pub fn forwarded(&self) -> Vec<u8> {
-        self.text(&[INSIDE.into()])
+        let mut text = self.text(&[INSIDE.into()]);
+        // Names of containers have no dots, and are not to be looked for in the host's domains first.
+        if !self.rest.iter().any(|line| line.contains("ndots:")) {
+            text.extend_from_slice(b"options ndots:0\n");
+        }
+        text
     }
 
     /// Where the server inside asks.

@@ -261,10 +261,7 @@ struct Maker {
 impl Maker {
     fn new() -> Result<Self, NetworkError> {
         let mut filters = Filters::open().trying(|| "open a socket to nf_tables".to_owned())?;
-        let barriers = filters.barriers().trying(|| "list chains of nf_tables".to_owned())?;
-        if let Some(barrier) = barriers.into_iter().next() {
-            return Err(NetworkError::Firewall { table: barrier.table, chain: barrier.chain });
-        }
+        super::host::check_firewall(&mut filters)?;
         super::host::forward_packets()?;
         let mut links = Links::open().trying(|| "open a socket to the host's links".to_owned())?;
         let routes = links.routes().trying(|| "list the host's routes".to_owned())?;
@@ -274,9 +271,9 @@ impl Maker {
             .find(|pool| !routes.iter().any(|r| r.to.prefix() > 0 && r.to.overlaps(*pool) && !ours(r.link)))
             .ok_or(NetworkError::Exhausted("private network for steps"))?;
         let mtu = links.mtu_of_default_route(&routes).trying(|| "look at the host's default route".to_owned())?;
-        let table = format!("xbuild-steps-{}-{:04x}", std::process::id(), random() & 0xffff);
+        let table = format!("xbuild-steps-{}-{:04x}", std::process::id(), super::random_number() & 0xffff);
         filters.commit(rules(&table, pool)).trying(|| format!("make the table `{table}` of nf_tables"))?;
-        Ok(Self { links, filters, table, pool, mtu, next: random() })
+        Ok(Self { links, filters, table, pool, mtu, next: super::random_number() })
     }
 
     fn make(&mut self, with_dns: bool) -> Result<Made, NetworkError> {
@@ -327,7 +324,7 @@ impl Drop for Maker {
 
 /// Steps reach what the host reaches, under its address; nobody reaches them.
 fn rules(table: &str, pool: Net4) -> Batch {
-    let steps = || Rule::new().from_links(true, LINK_PREFIX);
+    let steps = || Rule::new().in_links(true, LINK_PREFIX);
     let mut batch = Batch::new();
     batch.add_table(table, true);
     batch.add_chain(table, Hook::PostroutingNat, [Rule::new().source(true, pool).masquerade()]);
@@ -335,19 +332,10 @@ fn rules(table: &str, pool: Net4) -> Batch {
         table,
         Hook::Forward,
         [
-            steps().to_links(true, LINK_PREFIX).drop(),
+            steps().out_links(true, LINK_PREFIX).drop(),
             steps().source(false, pool).drop(),
-            Rule::new().to_links(true, LINK_PREFIX).unasked().drop(),
+            Rule::new().out_links(true, LINK_PREFIX).unasked().drop(),
         ],
     );
     batch
-}
-
-/// A number that other processes hardly have.
-fn random() -> u32 {
-    let mut bytes = [0; 4];
-    match rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) {
-        Ok(_) => u32::from_ne_bytes(bytes),
-        Err(_) => std::process::id(),
-    }
 }

@@ -1,0 +1,224 @@
+//! The networks of a store: making, finding and removing them.
+
+use super::address::Net4;
+use super::bridge;
+use super::error::NetworkError;
+use super::links::Links;
+use super::records::{Addresses, Driver, Endpoint, Exclusive, NetworkRecord, PREDEFINED, Records};
+use crate::network::error::Trying;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+/// Subnets that networks get which ask for none: docker's.
+const POOLS: [([u8; 4], u8, u8); 2] = [([172, 16, 0, 0], 12, 16), ([192, 168, 0, 0], 16, 20)];
+
+/// The networks of a store. Several processes may use one store's networks at once.
+#[derive(Clone, Debug)]
+pub struct Networks {
+    pub(super) records: Records,
+    clock: fn() -> String,
+}
+
+/// What a network is to be.
+#[derive(Clone, Debug, Default)]
+pub struct NewNetwork {
+    /// Its name.
+    pub name: String,
+    /// Its addresses; a free subnet if none.
+    pub subnet: Option<Net4>,
+    /// The host's address; the subnet's first if none.
+    pub gateway: Option<Ipv4Addr>,
+    /// Where addresses of containers are taken from.
+    pub range: Option<Net4>,
+    /// There is no way out.
+    pub internal: bool,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Options of the driver, kept as they are.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Networks {
+    /// The networks of the store at `root`. `clock` gives the time in RFC 3339.
+    pub fn open(root: &Path, clock: fn() -> String) -> Result<Self, NetworkError> {
+        Ok(Self { records: Records::open(root)?, clock })
+    }
+
+    /// All networks, by name; `bridge`, `host` and `none` are among them.
+    pub fn list(&self) -> Result<Vec<NetworkRecord>, NetworkError> {
+        let all = self.records.networks()?;
+        if PREDEFINED.iter().all(|(name, _)| all.iter().any(|network| network.name == *name)) {
+            return Ok(all);
+        }
+        let lock = self.records.lock()?;
+        let known = self.records.networks()?;
+        for (name, driver) in PREDEFINED {
+            if !known.iter().any(|network| network.name == name) {
+                self.add(&lock, NewNetwork { name: name.to_owned(), ..NewNetwork::default() }, driver)?;
+            }
+        }
+        self.records.networks()
+    }
+
+    /// Finds a network by its name, its ID, or the first digits of the ID if no other begins so. `default` is `bridge`.
+    pub fn find(&self, name: &str) -> Result<NetworkRecord, NetworkError> {
+        let name = if name == "default" { "bridge" } else { name };
+        let all = self.list()?;
+        if let Some(found) = all.iter().find(|network| network.name == name || network.id == name) {
+            return Ok(found.clone());
+        }
+        let mut beginning = all.iter().filter(|network| !name.is_empty() && network.id.starts_with(name));
+        match (beginning.next(), beginning.next()) {
+            (Some(found), None) => Ok(found.clone()),
+            (Some(_), Some(_)) => Err(NetworkError::Ambiguous(name.to_owned())),
+            (None, _) => Err(NetworkError::NotFound(name.to_owned())),
+        }
+    }
+
+    /// Makes a network.
+    pub fn create(&self, new: NewNetwork) -> Result<NetworkRecord, NetworkError> {
+        let known = self.list()?;
+        let lock = self.records.lock()?;
+        check_name(&new.name)?;
+        if known.iter().chain(&self.records.networks()?).any(|network| network.name == new.name) {
+            return Err(NetworkError::Exists(new.name));
+        }
+        self.add(&lock, new, Driver::Bridge)
+    }
+
+    /// Removes a network that no container uses.
+    pub fn remove(&self, name: &str) -> Result<NetworkRecord, NetworkError> {
+        let network = self.find(name)?;
+        if network.is_predefined() {
+            return Err(NetworkError::Predefined(network.name));
+        }
+        let lock = self.records.lock()?;
+        if !self.live_endpoints(&lock, &network.id)?.is_empty() {
+            return Err(NetworkError::InUse { name: network.name, id: network.id });
+        }
+        bridge::remove_unused(&network)?;
+        self.records.remove_network(&network.id)?;
+        Ok(network)
+    }
+
+    /// Endpoints of running containers in a network, by address.
+    pub fn endpoints(&self, network: &NetworkRecord) -> Result<Vec<Endpoint>, NetworkError> {
+        let mut all = self.records.endpoints(&network.id)?;
+        all.retain(|endpoint| self.records.is_held(&endpoint.container));
+        Ok(all)
+    }
+
+    /// Endpoints of a running container, in the order of its links.
+    pub fn endpoints_of(&self, container: &str) -> Result<Vec<Endpoint>, NetworkError> {
+        let mut found = Vec::new();
+        for network in self.list()? {
+            found.extend(self.endpoints(&network)?.into_iter().filter(|endpoint| endpoint.container == container));
+        }
+        found.sort_by(|a, b| a.link.cmp(&b.link));
+        Ok(found)
+    }
+
+    /// Removes what containers left whose processes were killed, and bridges that nobody uses any more. Takes tens of
+    /// milliseconds for each bridge; to be called when nobody waits.
+    pub fn sweep(&self) -> Result<(), NetworkError> {
+        let lock = self.records.lock()?;
+        for network in self.records.networks()? {
+            if network.driver == Driver::Bridge && self.live_endpoints(&lock, &network.id)?.is_empty() {
+                bridge::remove_unused(&network)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Endpoints that somebody holds; the others are removed.
+    pub(super) fn live_endpoints(&self, _: &Exclusive, network: &str) -> Result<Vec<Endpoint>, NetworkError> {
+        let (live, dead): (Vec<_>, Vec<_>) = self
+            .records
+            .endpoints(network)?
+            .into_iter()
+            .partition(|endpoint| self.records.is_held(&endpoint.container));
+        for endpoint in dead {
+            self.records.remove_endpoint(&endpoint);
+            self.records.release(&endpoint.container);
+        }
+        Ok(live)
+    }
+
+    fn add(&self, lock: &Exclusive, new: NewNetwork, driver: Driver) -> Result<NetworkRecord, NetworkError> {
+        let addresses = match driver {
+            Driver::Bridge => Some(self.addresses(lock, &new)?),
+            Driver::Host | Driver::None => None,
+        };
+        let network = NetworkRecord {
+            id: super::random_id(),
+            name: new.name,
+            driver,
+            created: (self.clock)(),
+            addresses,
+            internal: new.internal,
+            labels: new.labels,
+            options: new.options,
+        };
+        self.records.put_network(&network)?;
+        Ok(network)
+    }
+
+    fn addresses(&self, _: &Exclusive, new: &NewNetwork) -> Result<Addresses, NetworkError> {
+        let invalid = |text: String| Err(NetworkError::Invalid(text));
+        let taken: Vec<Net4> =
+            self.records.networks()?.into_iter().filter_map(|n| n.addresses.map(|a| a.subnet)).collect();
+        let subnet = match new.subnet {
+            Some(subnet) if subnet.prefix() > 30 => {
+                return invalid(format!("subnet {subnet} has no room for containers"));
+            }
+            Some(subnet) if taken.iter().any(|other| other.overlaps(subnet)) => {
+                return Err(NetworkError::Overlap(subnet));
+            }
+            Some(subnet) => subnet,
+            None if new.gateway.is_some() || new.range.is_some() => {
+                return invalid("a gateway or a range of addresses needs a subnet: give --subnet".to_owned());
+            }
+            None => free_subnet(&taken)?,
+        };
+        let gateway = new.gateway.or_else(|| subnet.hosts().next()).unwrap_or(subnet.first());
+        if !subnet.contains(gateway) || gateway == subnet.first() || gateway == subnet.last() {
+            return invalid(format!("no matching subnet for gateway {gateway}"));
+        }
+        if let Some(range) = new.range.filter(|range| !subnet.includes(*range)) {
+            return invalid(format!("no matching subnet for range {range}"));
+        }
+        Ok(Addresses { subnet, gateway, range: new.range })
+    }
+}
+
+/// A subnet that neither a network nor a route of the host has.
+fn free_subnet(taken: &[Net4]) -> Result<Net4, NetworkError> {
+    let mut links = Links::open().trying(|| "open a socket to the host's links".to_owned())?;
+    let routes = links.routes().trying(|| "list the host's routes".to_owned())?;
+    let is_free = |subnet: &Net4| {
+        let routed = routes.iter().any(|route| route.to.prefix() > 0 && route.to.overlaps(*subnet));
+        !routed && !taken.iter().any(|other| other.overlaps(*subnet))
+    };
+    let all = POOLS.into_iter().flat_map(|(first, prefix, size)| {
+        let pool = Net4::new(first.into(), prefix);
+        (0..1u32 << (size - prefix))
+            .map(move |n| Net4::new(Ipv4Addr::from_bits(pool.first().to_bits() + (n << (32 - size))), size))
+    });
+    // Docker leaves out the first, 172.16.0.0/16.
+    all.skip(1).find(is_free).ok_or(NetworkError::Exhausted("subnet"))
+}
+
+/// Docker's rule for names.
+fn check_name(name: &str) -> Result<(), NetworkError> {
+    let mut chars = name.chars();
+    let good = chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
+        && chars.all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    let reserved = ["default", "container"].contains(&name);
+    if good && !reserved {
+        return Ok(());
+    }
+    Err(NetworkError::Invalid(format!(
+        "invalid network name `{name}`: letters, digits, and then also `_.-` can be used"
+    )))
+}

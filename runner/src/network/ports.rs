@@ -1,0 +1,118 @@
+//! Published ports: a port of the host is taken, and its packets go to a container.
+//!
+//! The port is held by a socket, so that nobody else can take it and a taken one is found out. The rules are in a table
+//! that belongs to the process which holds them: when that is killed, they are gone, as the sockets are.
+
+use super::address::Net4;
+use super::error::{NetworkError, Trying};
+use super::nftables::{Batch, Filters, Hook, Protocol, Rule};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+
+/// A port of a container that is reached through one of the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PortBinding {
+    /// Address of the host; 0.0.0.0 is all of them.
+    pub host_address: Ipv4Addr,
+    /// Port of the host; 0 is any that is free.
+    pub host_port: u16,
+    /// Port of the container.
+    pub container_port: u16,
+    /// Protocol of both.
+    pub protocol: Protocol,
+}
+
+/// Keeps ports taken while it lives.
+#[derive(Debug)]
+pub(super) struct Published {
+    /// With the host's ports that were found.
+    bindings: Vec<PortBinding>,
+    _sockets: Vec<Socket>,
+    filters: Option<(Filters, String)>,
+}
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "held so that nobody else can bind the port")]
+enum Socket {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Published {
+    /// Takes the ports of the host.
+    pub(super) fn reserve(wanted: &[PortBinding]) -> Result<Self, NetworkError> {
+        let (mut bindings, mut sockets) = (Vec::new(), Vec::new());
+        for binding in wanted {
+            let (socket, port) = bind(binding).map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => {
+                    NetworkError::PortTaken { address: binding.host_address, port: binding.host_port }
+                }
+                _ => NetworkError::Refused {
+                    action: format!("bind {}:{}", binding.host_address, binding.host_port),
+                    source,
+                },
+            })?;
+            bindings.push(PortBinding { host_port: port, ..*binding });
+            sockets.push(socket);
+        }
+        Ok(Self { bindings, _sockets: sockets, filters: None })
+    }
+
+    /// The ports, with those of the host that were found.
+    pub(super) fn bindings(&self) -> &[PortBinding] {
+        &self.bindings
+    }
+
+    /// Sends their packets to a container.
+    pub(super) fn lead_to(&mut self, container: &str, address: Ipv4Addr) -> Result<(), NetworkError> {
+        if self.bindings.is_empty() {
+            return Ok(());
+        }
+        let table = format!("xbuild-ports-{}", container.get(..12).unwrap_or(container));
+        let mut filters = Filters::open().trying(|| "open a socket to nf_tables".to_owned())?;
+        let rules = || self.bindings.iter().map(|binding| rule(binding, address));
+        let mut batch = Batch::new();
+        batch.add_table(&table, true);
+        batch.add_chain(&table, Hook::PreroutingNat, rules()).add_chain(&table, Hook::OutputNat, rules());
+        filters.commit(batch).trying(|| format!("make the table `{table}` of nf_tables"))?;
+        self.filters = Some((filters, table));
+        Ok(())
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        if let Some((filters, table)) = &mut self.filters {
+            // Closing the socket does the same, later.
+            let mut batch = Batch::new();
+            batch.remove_table(table);
+            let _ = filters.commit(batch);
+        }
+    }
+}
+
+fn bind(binding: &PortBinding) -> io::Result<(Socket, u16)> {
+    let at = (binding.host_address, binding.host_port);
+    Ok(match binding.protocol {
+        Protocol::Tcp => {
+            let socket = TcpListener::bind(at)?;
+            let port = socket.local_addr()?.port();
+            (Socket::Tcp(socket), port)
+        }
+        Protocol::Udp => {
+            let socket = UdpSocket::bind(at)?;
+            let port = socket.local_addr()?.port();
+            (Socket::Udp(socket), port)
+        }
+    })
+}
+
+fn rule(binding: &PortBinding, to: Ipv4Addr) -> Rule {
+    let rule = Rule::new().for_host();
+    let rule = match binding.host_address {
+        Ipv4Addr::UNSPECIFIED => rule,
+        address => rule.destination(true, Net4::new(address, 32)),
+    };
+    rule.port(binding.protocol, binding.host_port).send_to(to, binding.container_port)
+}
