@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// `user_version` of the schema below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE trees (
@@ -15,6 +15,7 @@ CREATE TABLE trees (
   dirs TEXT NOT NULL,             -- names in trees/, top first, space separated; empty for no change
   chain_id BLOB UNIQUE,           -- OCI chain ID, once known
   diff_id BLOB,                   -- OCI diff ID of this layer, once known
+  changes BLOB,                   -- digest of what this layer changes, where it is known without reading it
   content BLOB,                   -- digest of the changes and of what is below, once known
   size INTEGER,                   -- bytes on disk, once counted
   created INTEGER NOT NULL,       -- milliseconds since the epoch
@@ -54,6 +55,13 @@ CREATE TABLE remote_files (url TEXT PRIMARY KEY, etag TEXT, modified TEXT, name 
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ";
 
+/// Digests of contents are made of other things since.
+const FROM_1: &str = "
+ALTER TABLE trees ADD COLUMN changes BLOB;
+UPDATE trees SET content=NULL;
+UPDATE records SET result_key=NULL;
+";
+
 /// Opens the index, makes its tables if it is new, and drops rows of another epoch.
 pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
     let mut db = Connection::open(path)?;
@@ -64,10 +72,12 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
     db.set_prepared_statement_cache_capacity(64);
     if db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? != VERSION {
         let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        if change.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? != VERSION {
-            change.execute_batch(SCHEMA)?;
-            change.pragma_update(None, "user_version", VERSION)?;
+        match change.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
+            0 => change.execute_batch(SCHEMA)?,
+            1 => change.execute_batch(FROM_1)?,
+            _ => {}
         }
+        change.pragma_update(None, "user_version", VERSION)?;
         change.commit()?;
     }
     let stored: Option<String> = db.query_row("SELECT value FROM facts WHERE name='epoch'", [], |row| row.get(0)).ok();

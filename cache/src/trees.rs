@@ -40,6 +40,8 @@ pub struct Tree {
     pub diff_id: Option<Digest>,
     /// Chain ID, once the diff IDs up to here are known.
     pub chain_id: Option<Digest>,
+    /// Digest of what this layer changes, where it is known without reading it.
+    pub changes: Option<[u8; 32]>,
     /// Digest of the changes and everything below, once computed.
     pub content: Option<[u8; 32]>,
     /// When it was made, in milliseconds since 1970.
@@ -55,11 +57,11 @@ pub struct NewTree {
     pub reuse: Vec<PathBuf>,
     /// Diff ID, where the layer was unpacked from a tar.
     pub diff_id: Option<Digest>,
-    /// Digest of the files, where it was taken in passing.
-    pub content: Option<[u8; 32]>,
+    /// Digest of what follows from the op and what it read, or is otherwise true of all layers with equal files.
+    pub changes: Option<[u8; 32]>,
 }
 
-const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, content, created";
+const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, changes, content, created";
 
 impl Store {
     /// Publishes the directory `fs` inside `staging` as a layer. With `None` the layer has no files.
@@ -82,12 +84,13 @@ impl Store {
         };
         let known = (parent == TreeId::EMPTY || below.is_some()).then_some(new.diff_id).flatten();
         let chain_id = known.map(|diff_id| Digest::chain(below, diff_id));
+        let changes = new.changes.or_else(|| new.diff_id.map(changes_of_layer));
         let now = now_ms();
         let db = self.db();
         let inserted = db.execute(
-            "INSERT OR IGNORE INTO trees (parent, dirs, chain_id, diff_id, content, created, last_used, epoch)
+            "INSERT OR IGNORE INTO trees (parent, dirs, chain_id, diff_id, changes, created, last_used, epoch)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)",
-            params![parent.0, names.join(" "), bytes(chain_id), bytes(new.diff_id), new.content, now, self.epoch()],
+            params![parent.0, names.join(" "), bytes(chain_id), bytes(new.diff_id), changes, now, self.epoch()],
         )?;
         let id = db.last_insert_rowid();
         drop(db);
@@ -125,15 +128,22 @@ impl Store {
 
     /// All layers of a tree, the lowest first; empty for [`TreeId::EMPTY`].
     pub fn layers(&self, id: TreeId) -> Result<Vec<Tree>, StoreError> {
-        let mut layers = Vec::new();
-        let mut next = id;
-        while next != TreeId::EMPTY {
-            let tree = self.tree(next)?;
-            next = tree.parent;
-            layers.push(tree);
+        let db = self.db();
+        let mut query = db.prepare_cached(&format!(
+            "WITH RECURSIVE below(tree, depth) AS (VALUES (?1, 0)
+               UNION ALL SELECT parent, depth+1 FROM below JOIN trees ON id=tree WHERE parent<>0)
+             SELECT {COLUMNS} FROM below JOIN trees ON id=tree ORDER BY depth DESC"
+        ))?;
+        let layers: Vec<Tree> = query.query_map([id.0], |row| self.read_tree(row))?.collect::<Result<_, _>>()?;
+        // Each layer stands on the one before it, the first on nothing, or one is gone.
+        let mut below = TreeId::EMPTY;
+        for layer in &layers {
+            if layer.parent != below {
+                return Err(StoreError::Missing(format!("the tree {}", layer.parent.0)));
+            }
+            below = layer.id;
         }
-        layers.reverse();
-        Ok(layers)
+        if below == id { Ok(layers) } else { Err(StoreError::Missing(format!("the tree {}", id.0))) }
     }
 
     /// All diff directories of a tree, top first, those without entries left out where that is known.
@@ -181,10 +191,16 @@ impl Store {
             dirs: dirs.split_ascii_whitespace().map(place).collect(),
             diff_id: row.get::<_, Option<[u8; 32]>>(3)?.map(Digest::from_bytes),
             chain_id: row.get::<_, Option<[u8; 32]>>(4)?.map(Digest::from_bytes),
-            content: row.get(5)?,
-            created: row.get(6)?,
+            changes: row.get(5)?,
+            content: row.get(6)?,
+            created: row.get(7)?,
         })
     }
+}
+
+/// Layers from elsewhere are equal if their tars are.
+fn changes_of_layer(diff_id: Digest) -> [u8; 32] {
+    *blake3::Hasher::new().update(b"xbuild/layer/v1").update(diff_id.as_bytes()).finalize().as_bytes()
 }
 
 /// The name of a directory in `trees/` whose `fs` is `dir`.
