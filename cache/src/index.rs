@@ -6,13 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 /// `user_version` of the schema below.
-const VERSION: i64 = 2;
+const VERSION: i64 = 1 + UPGRADES.len() as i64;
 
 const SCHEMA: &str = "
 CREATE TABLE trees (
   id INTEGER PRIMARY KEY,
   parent INTEGER,                 -- the tree below; null at the bottom
   dirs TEXT NOT NULL,             -- names in trees/, top first, space separated; empty for no change
+  flat TEXT,                      -- name in trees/ of a directory with this tree and all below, if one was made
   chain_id BLOB UNIQUE,           -- OCI chain ID, once known
   diff_id BLOB,                   -- OCI diff ID of this layer, once known
   changes BLOB,                   -- digest of what this layer changes, where it is known without reading it
@@ -55,12 +56,12 @@ CREATE TABLE remote_files (url TEXT PRIMARY KEY, etag TEXT, modified TEXT, name 
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ";
 
-/// Digests of contents are made of other things since.
-const FROM_1: &str = "
-ALTER TABLE trees ADD COLUMN changes BLOB;
-UPDATE trees SET content=NULL;
-UPDATE records SET result_key=NULL;
-";
+/// What makes the next version of each one, from 1 on.
+const UPGRADES: [&str; 2] = [
+    // Digests of contents are made of other things since.
+    "ALTER TABLE trees ADD COLUMN changes BLOB; UPDATE trees SET content=NULL; UPDATE records SET result_key=NULL;",
+    "ALTER TABLE trees ADD COLUMN flat TEXT;",
+];
 
 /// Opens the index, makes its tables if it is new, and drops rows of another epoch.
 pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
@@ -74,8 +75,15 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
         let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         match change.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
             0 => change.execute_batch(SCHEMA)?,
-            1 => change.execute_batch(FROM_1)?,
-            _ => {}
+            newer if newer > VERSION => {
+                let found = format!("with an index of version {newer}");
+                let root = path.parent().unwrap_or(path).to_owned();
+                return Err(StoreError::Format { root, found, expected: "older ones" });
+            }
+            old => {
+                let done = usize::try_from(old - 1).unwrap_or(0);
+                UPGRADES.iter().skip(done).try_for_each(|upgrade| change.execute_batch(upgrade))?;
+            }
         }
         change.pragma_update(None, "user_version", VERSION)?;
         change.commit()?;

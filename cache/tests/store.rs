@@ -171,9 +171,16 @@ fn an_index_of_the_version_before_is_taken_over() {
     record(&store, 1, made);
     drop(store);
     let db = rusqlite::Connection::open(dir.path().join("root/index.db")).unwrap();
-    db.execute_batch("ALTER TABLE trees DROP COLUMN changes; PRAGMA user_version=1;").unwrap();
+    db.execute_batch(
+        "ALTER TABLE trees DROP COLUMN changes; ALTER TABLE trees DROP COLUMN flat; PRAGMA user_version=1;",
+    )
+    .unwrap();
     drop(db);
     let store = Store::open(&dir.path().join("root")).unwrap();
     assert_eq!(store.find_record(&[1; 32]).unwrap().unwrap().tree, made);
     assert!(store.tree(made).unwrap().changes.is_none());
+    drop(store);
+    let db = rusqlite::Connection::open(dir.path().join("root/index.db")).unwrap();
+    db.execute_batch("PRAGMA user_version=1000;").unwrap();
+    assert!(matches!(Store::open(&dir.path().join("root")), Err(StoreError::Format { .. })), "a newer one is refused");
 }
