@@ -220,7 +220,7 @@ impl Store {
             let mut db = self.db();
             let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let rows: Vec<(i64, String, Option<i64>)> = change
-                .prepare("SELECT id, dirs, size FROM trees WHERE last_used<=?1 ORDER BY id DESC")?
+                .prepare("SELECT id, dirs || ' ' || coalesce(flat, ''), size FROM trees WHERE last_used<=?1 ORDER BY id DESC")?
                 .query_map([before], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
                 .collect::<Result<_, _>>()?;
             for (id, dirs, size) in rows.into_iter().filter(|(id, ..)| !held.contains(id)) {
@@ -393,7 +393,8 @@ impl Store {
     fn check_trees(&self, repair: bool, problems: &mut Vec<Problem>) -> Result<(), StoreError> {
         let rows: Vec<(i64, i64, String)> = {
             let db = self.db();
-            let mut query = db.prepare("SELECT id, parent, dirs FROM trees ORDER BY id")?;
+            let all = "SELECT id, parent, dirs || ' ' || coalesce(flat, '') FROM trees ORDER BY id";
+            let mut query = db.prepare(all)?;
             query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect::<Result<_, _>>()?
         };
         let mut sound = BTreeSet::from([0]);

@@ -6,15 +6,17 @@ use std::path::Path;
 use std::time::Duration;
 
 /// `user_version` of the schema below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 1 + UPGRADES.len() as i64;
 
 const SCHEMA: &str = "
 CREATE TABLE trees (
   id INTEGER PRIMARY KEY,
   parent INTEGER,                 -- the tree below; null at the bottom
   dirs TEXT NOT NULL,             -- names in trees/, top first, space separated; empty for no change
+  flat TEXT,                      -- name in trees/ of a directory with this tree and all below, if one was made
   chain_id BLOB UNIQUE,           -- OCI chain ID, once known
   diff_id BLOB,                   -- OCI diff ID of this layer, once known
+  changes BLOB,                   -- digest of what this layer changes, where it is known without reading it
   content BLOB,                   -- digest of the changes and of what is below, once known
   size INTEGER,                   -- bytes on disk, once counted
   created INTEGER NOT NULL,       -- milliseconds since the epoch
@@ -54,6 +56,13 @@ CREATE TABLE remote_files (url TEXT PRIMARY KEY, etag TEXT, modified TEXT, name 
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ";
 
+/// What makes the next version of each one, from 1 on.
+const UPGRADES: [&str; 2] = [
+    // Digests of contents are made of other things since.
+    "ALTER TABLE trees ADD COLUMN changes BLOB; UPDATE trees SET content=NULL; UPDATE records SET result_key=NULL;",
+    "ALTER TABLE trees ADD COLUMN flat TEXT;",
+];
+
 /// Opens the index, makes its tables if it is new, and drops rows of another epoch.
 pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
     let mut db = Connection::open(path)?;
@@ -64,10 +73,19 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
     db.set_prepared_statement_cache_capacity(64);
     if db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? != VERSION {
         let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        if change.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? != VERSION {
-            change.execute_batch(SCHEMA)?;
-            change.pragma_update(None, "user_version", VERSION)?;
+        match change.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
+            0 => change.execute_batch(SCHEMA)?,
+            newer if newer > VERSION => {
+                let found = format!("with an index of version {newer}");
+                let root = path.parent().unwrap_or(path).to_owned();
+                return Err(StoreError::Format { root, found, expected: "older ones" });
+            }
+            old => {
+                let done = usize::try_from(old - 1).unwrap_or(0);
+                UPGRADES.iter().skip(done).try_for_each(|upgrade| change.execute_batch(upgrade))?;
+            }
         }
+        change.pragma_update(None, "user_version", VERSION)?;
         change.commit()?;
     }
     let stored: Option<String> = db.query_row("SELECT value FROM facts WHERE name='epoch'", [], |row| row.get(0)).ok();

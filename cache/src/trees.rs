@@ -1,6 +1,7 @@
 //! Rows of trees. A *tree* is a root filesystem: a list of layers, each an ordered list of diff directories.
 
 use crate::store::now_ms;
+use crate::tree::{self, Fill, Marks, View};
 use crate::{At, Staging, Store, StoreError};
 use rusqlite::{OptionalExtension, Row, params};
 use std::fs;
@@ -36,10 +37,14 @@ pub struct Tree {
     pub parent: TreeId,
     /// Diff directories of this layer alone, top first; none if the step changed nothing.
     pub dirs: Vec<PathBuf>,
+    /// A directory with this tree and all below it, if one was made.
+    pub(crate) flat: Option<PathBuf>,
     /// Digest of the layer's tar, once made.
     pub diff_id: Option<Digest>,
     /// Chain ID, once the diff IDs up to here are known.
     pub chain_id: Option<Digest>,
+    /// Digest of what this layer changes, where it is known without reading it.
+    pub changes: Option<[u8; 32]>,
     /// Digest of the changes and everything below, once computed.
     pub content: Option<[u8; 32]>,
     /// When it was made, in milliseconds since 1970.
@@ -55,11 +60,15 @@ pub struct NewTree {
     pub reuse: Vec<PathBuf>,
     /// Diff ID, where the layer was unpacked from a tar.
     pub diff_id: Option<Digest>,
-    /// Digest of the files, where it was taken in passing.
-    pub content: Option<[u8; 32]>,
+    /// Digest of what follows from the op and what it read, or is otherwise true of all layers with equal files.
+    pub changes: Option<[u8; 32]>,
 }
 
-const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, content, created";
+/// Longest list of directories that is given out. The kernel takes 500 lower directories in one overlay, but a look-up asks
+/// each of them.
+const MOST_DIRS: usize = 128;
+
+const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, changes, content, created, flat";
 
 impl Store {
     /// Publishes the directory `fs` inside `staging` as a layer. With `None` the layer has no files.
@@ -68,11 +77,7 @@ impl Store {
     pub fn add_tree(&self, staging: Option<Staging>, new: &NewTree) -> Result<TreeId, StoreError> {
         let mut names = Vec::new();
         if let Some(staging) = staging {
-            let name = self.new_name();
-            let to = self.root().join("trees").join(&name);
-            let from = staging.into_path();
-            fs::rename(&from, &to).at("publish", &from)?;
-            names.push(name);
+            names.push(self.publish(staging)?);
         }
         names.extend(new.reuse.iter().filter_map(|dir| name_of(dir)).map(str::to_owned));
         let parent = new.parent.unwrap_or(TreeId::EMPTY);
@@ -82,12 +87,13 @@ impl Store {
         };
         let known = (parent == TreeId::EMPTY || below.is_some()).then_some(new.diff_id).flatten();
         let chain_id = known.map(|diff_id| Digest::chain(below, diff_id));
+        let changes = new.changes.or_else(|| new.diff_id.map(changes_of_layer));
         let now = now_ms();
         let db = self.db();
         let inserted = db.execute(
-            "INSERT OR IGNORE INTO trees (parent, dirs, chain_id, diff_id, content, created, last_used, epoch)
+            "INSERT OR IGNORE INTO trees (parent, dirs, chain_id, diff_id, changes, created, last_used, epoch)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)",
-            params![parent.0, names.join(" "), bytes(chain_id), bytes(new.diff_id), new.content, now, self.epoch()],
+            params![parent.0, names.join(" "), bytes(chain_id), bytes(new.diff_id), changes, now, self.epoch()],
         )?;
         let id = db.last_insert_rowid();
         drop(db);
@@ -125,20 +131,70 @@ impl Store {
 
     /// All layers of a tree, the lowest first; empty for [`TreeId::EMPTY`].
     pub fn layers(&self, id: TreeId) -> Result<Vec<Tree>, StoreError> {
-        let mut layers = Vec::new();
-        let mut next = id;
-        while next != TreeId::EMPTY {
-            let tree = self.tree(next)?;
-            next = tree.parent;
-            layers.push(tree);
+        let db = self.db();
+        let mut query = db.prepare_cached(&format!(
+            "WITH RECURSIVE below(tree, depth) AS (VALUES (?1, 0)
+               UNION ALL SELECT parent, depth+1 FROM below JOIN trees ON id=tree WHERE parent<>0)
+             SELECT {COLUMNS} FROM below JOIN trees ON id=tree ORDER BY depth DESC"
+        ))?;
+        let layers: Vec<Tree> = query.query_map([id.0], |row| self.read_tree(row))?.collect::<Result<_, _>>()?;
+        // Each layer stands on the one before it, the first on nothing, or one is gone.
+        let mut below = TreeId::EMPTY;
+        for layer in &layers {
+            if layer.parent != below {
+                return Err(StoreError::Missing(format!("the tree {}", layer.parent.0)));
+            }
+            below = layer.id;
         }
-        layers.reverse();
-        Ok(layers)
+        if below == id { Ok(layers) } else { Err(StoreError::Missing(format!("the tree {}", id.0))) }
     }
 
-    /// All diff directories of a tree, top first, those without entries left out where that is known.
+    /// Directories that show a tree, top first, fit for an overlay: of a long chain of layers the lower part is one directory.
     pub fn dirs(&self, id: TreeId) -> Result<Vec<PathBuf>, StoreError> {
-        Ok(self.layers(id)?.into_iter().rev().flat_map(|t| t.dirs).collect())
+        self.dirs_within(id, MOST_DIRS)
+    }
+
+    fn dirs_within(&self, id: TreeId, most: usize) -> Result<Vec<PathBuf>, StoreError> {
+        loop {
+            let layers = self.layers(id)?;
+            let lowest = layers.iter().rposition(|layer| layer.flat.is_some()).unwrap_or(0);
+            let above = &layers[lowest.min(layers.len())..];
+            let of = |layer: &Tree| layer.flat.clone().map_or_else(|| layer.dirs.clone(), |flat| vec![flat]);
+            let count: usize = above.iter().map(|layer| of(layer).len()).sum();
+            if count <= most {
+                return Ok(above.iter().rev().flat_map(of).collect());
+            }
+            // The middle, so that steps that are changed near the top stand on the same directory.
+            let middle = &above[above.len() / 2];
+            let below: Vec<PathBuf> = above[..=above.len() / 2].iter().rev().flat_map(of).collect();
+            self.flatten(middle.id, &below)?;
+        }
+    }
+
+    /// Makes the one directory of a tree and all below it, unless another process has just done so.
+    fn flatten(&self, id: TreeId, dirs: &[PathBuf]) -> Result<(), StoreError> {
+        let lock = self.lock(&format!("flat-{}", id.0), &|| false)?;
+        if self.tree(id)?.flat.is_some() {
+            return Ok(());
+        }
+        let staging = self.staging()?;
+        let to = staging.path().join("fs");
+        fs::create_dir(&to).at("make", &to)?;
+        let whole = View::layers(dirs, Marks::Trusted).and_then(|view| tree::flatten(&view, &to, Fill::Link));
+        whole.map_err(std::io::Error::other).at("put many layers into", &to)?;
+        let name = self.publish(staging)?;
+        // The files are new, so the tree is known to be on disk only after the next sync.
+        self.db().execute("UPDATE trees SET flat=?2, epoch=?3 WHERE id=?1", params![id.0, name, self.epoch()])?;
+        drop(lock);
+        Ok(())
+    }
+
+    /// Moves a finished directory to `trees` and returns its name there.
+    fn publish(&self, staging: Staging) -> Result<String, StoreError> {
+        let name = self.new_name();
+        let from = staging.into_path();
+        fs::rename(&from, self.root().join("trees").join(&name)).at("publish", &from)?;
+        Ok(name)
     }
 
     /// Finds a layer by its chain ID and marks it as used.
@@ -181,10 +237,17 @@ impl Store {
             dirs: dirs.split_ascii_whitespace().map(place).collect(),
             diff_id: row.get::<_, Option<[u8; 32]>>(3)?.map(Digest::from_bytes),
             chain_id: row.get::<_, Option<[u8; 32]>>(4)?.map(Digest::from_bytes),
-            content: row.get(5)?,
-            created: row.get(6)?,
+            changes: row.get(5)?,
+            content: row.get(6)?,
+            created: row.get(7)?,
+            flat: row.get::<_, Option<String>>(8)?.map(|name| place(&name)),
         })
     }
+}
+
+/// Layers from elsewhere are equal if their tars are.
+fn changes_of_layer(diff_id: Digest) -> [u8; 32] {
+    *blake3::Hasher::new().update(b"xbuild/layer/v1").update(diff_id.as_bytes()).finalize().as_bytes()
 }
 
 /// The name of a directory in `trees/` whose `fs` is `dir`.
@@ -194,4 +257,64 @@ fn name_of(dir: &Path) -> Option<&str> {
 
 fn bytes(digest: Option<Digest>) -> Option<[u8; 32]> {
     digest.map(|d| *d.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::NoDigests;
+
+    /// A chain in which each layer writes one file, replaces one, and takes one away.
+    fn chain(store: &Store, length: u32) -> Vec<TreeId> {
+        let mut ids: Vec<TreeId> = Vec::new();
+        for n in 0..length {
+            let staging = store.staging().unwrap();
+            let dir = staging.path().join("fs/d");
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(format!("own{n}")), n.to_string()).unwrap();
+            fs::write(dir.join("all"), n.to_string()).unwrap();
+            if n > 1 {
+                let gone = dir.join(format!("own{}", n - 2));
+                let device = rustix::fs::FileType::CharacterDevice;
+                rustix::fs::mknodat(rustix::fs::CWD, &gone, device, rustix::fs::Mode::empty(), 0).unwrap();
+            }
+            let new = NewTree { parent: ids.last().copied(), ..NewTree::default() };
+            ids.push(store.add_tree(Some(staging), &new).unwrap());
+        }
+        ids
+    }
+
+    #[test]
+    fn long_chains_stand_on_one_directory() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped long_chains_stand_on_one_directory: needs root for whiteouts");
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(&place.path().join("root")).unwrap();
+        let ids = chain(&store, 23);
+        let digest = |dirs: &[PathBuf]| {
+            View::layers(dirs, Marks::Trusted).and_then(|view| view.digest("/", false, &NoDigests)).unwrap()
+        };
+        for (n, id) in ids.iter().enumerate() {
+            let all: Vec<PathBuf> = store.layers(*id).unwrap().into_iter().rev().flat_map(|t| t.dirs).collect();
+            assert_eq!(all.len(), n + 1, "layers stay as they are");
+            let dirs = store.dirs_within(*id, 4).unwrap();
+            assert!(dirs.len() <= 4, "{}", dirs.len());
+            assert_eq!(digest(&dirs), digest(&all), "after {n}");
+        }
+        let names = || fs::read_dir(store.root().join("trees")).unwrap().count();
+        let made = names();
+        assert!(made > 23 && made < 40, "{made}");
+        for id in &ids {
+            store.dirs_within(*id, 4).unwrap();
+        }
+        assert_eq!(names(), made, "what was made is used again");
+        assert!(store.check(false).unwrap().is_empty());
+        drop(store);
+        let store = Store::open(&place.path().join("root")).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        store.prune(&crate::PruneFilter { all: true, ..Default::default() }).unwrap();
+        assert_eq!(fs::read_dir(store.root().join("trees")).unwrap().count(), 0, "they go with their trees");
+    }
 }

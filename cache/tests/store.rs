@@ -118,3 +118,69 @@ fn a_lock_is_for_one_at_a_time() {
     drop(held);
     assert!(store.lock("step-x", &|| false).unwrap().is_some());
 }
+
+#[test]
+fn a_directory_of_two_trees_stays_until_both_are_gone() {
+    let (dir, store) = store();
+    let first = tree(&store, None, "first");
+    record(&store, 1, first);
+    let shared = store.dirs(first).unwrap();
+    let staging = store.staging().unwrap();
+    fs::create_dir(staging.path().join("fs")).unwrap();
+    fs::write(staging.path().join("fs/new"), "new").unwrap();
+    let reuse = shared.clone();
+    let second = store.add_tree(Some(staging), &NewTree { reuse, ..NewTree::default() }).unwrap();
+    assert_eq!(store.dirs(second).unwrap()[1..], shared);
+    assert_eq!(store.made_before(&[1; 32], 8).unwrap(), [first]);
+    let sizes = |store: &Store| -> Vec<u64> { store.usage().unwrap().iter().map(|u| u.size).collect() };
+    let counted = sizes(&store);
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    record(&store, 2, second);
+    drop(store);
+    let store = Store::open(&dir.path().join("root")).unwrap();
+    let only_first = PruneFilter { all: true, description: Some("RUN true".into()), ..PruneFilter::default() };
+    assert!(store.find_record(&[2; 32]).unwrap().is_some());
+    // Used by a session that lives, the second record stays.
+    let other = Store::open(&dir.path().join("root")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    other.find_record(&[2; 32]).unwrap().unwrap();
+    let pruned = other.prune(&only_first).unwrap();
+    assert_eq!(pruned.entries, ["tree-1"]);
+    assert!(shared[0].join("file").exists(), "the second tree lists it");
+    assert!(store.check(false).unwrap().is_empty());
+    assert_eq!(sizes(&store), [counted.iter().sum::<u64>()], "it counts in the tree that is left");
+}
+
+#[test]
+fn chains_are_read_whole_or_not_at_all() {
+    let (_dir, store) = store();
+    assert!(store.layers(TreeId::EMPTY).unwrap().is_empty());
+    let mut ids = Vec::new();
+    for n in 0..40 {
+        ids.push(tree(&store, ids.last().copied(), &n.to_string()));
+    }
+    let found: Vec<_> = store.layers(ids[39]).unwrap().iter().map(|t| t.id).collect();
+    assert_eq!(found, ids);
+    assert!(matches!(store.layers(TreeId::from(99)), Err(StoreError::Missing(_))));
+}
+
+#[test]
+fn an_index_of_the_version_before_is_taken_over() {
+    let (dir, store) = store();
+    let made = tree(&store, None, "old");
+    record(&store, 1, made);
+    drop(store);
+    let db = rusqlite::Connection::open(dir.path().join("root/index.db")).unwrap();
+    db.execute_batch(
+        "ALTER TABLE trees DROP COLUMN changes; ALTER TABLE trees DROP COLUMN flat; PRAGMA user_version=1;",
+    )
+    .unwrap();
+    drop(db);
+    let store = Store::open(&dir.path().join("root")).unwrap();
+    assert_eq!(store.find_record(&[1; 32]).unwrap().unwrap().tree, made);
+    assert!(store.tree(made).unwrap().changes.is_none());
+    drop(store);
+    let db = rusqlite::Connection::open(dir.path().join("root/index.db")).unwrap();
+    db.execute_batch("PRAGMA user_version=1000;").unwrap();
+    assert!(matches!(Store::open(&dir.path().join("root")), Err(StoreError::Format { .. })), "a newer one is refused");
+}

@@ -15,6 +15,7 @@ mod run;
 mod secrets;
 mod sharing;
 mod store;
+mod trees;
 
 use std::path::Path;
 use xbuild_testkit::Lab;

@@ -44,8 +44,21 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
     }
     writer.finish()?;
     let reuse = earlier.map(|e| e.dir).into_iter().collect();
-    let new = NewTree { parent: Some(parent), reuse, ..NewTree::default() };
+    let changes = changes(worker, op, task);
+    let new = NewTree { parent: Some(parent), reuse, changes, ..NewTree::default() };
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
+}
+
+/// What the op changes follows from the tree below and the digests of what it reads, where all of that is known.
+fn changes(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) -> Option<[u8; 32]> {
+    let mut hash = blake3::Hasher::new();
+    hash.update(b"xbuild/file/v1").update(&task.graph[task.vertex].op_digest.0);
+    let locals = worker.locals.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = locals.get(&task.vertex.index());
+    for n in (0..task.inputs.len()).filter(|n| op.base != Some(*n)) {
+        hash.update(&known?.get(n).copied()??.0);
+    }
+    Some(*hash.finalize().as_bytes())
 }
 
 fn apply(
