@@ -1,6 +1,7 @@
 //! The `xbuild` program: builds Dockerfiles into OCI images and runs them.
 //!
-//! The same binary is the sandbox's helper process; that is decided before anything else is set up.
+//! The same binary is the sandbox's helper process and the monitor of a container; that is decided before anything else is
+//! set up.
 
 mod cli;
 mod progress;
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     xbuild_runner::helper::main_if_requested();
+    xbuild_runner::container::monitor::main_if_requested();
     allow_descriptors();
     cli::main()
 }

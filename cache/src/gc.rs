@@ -298,10 +298,11 @@ impl Store {
         Ok(())
     }
 
-    /// Manifests, configurations and layers that an image names.
+    /// Manifests, configurations and layers that an image or a container names.
     fn held_blobs(&self) -> Result<BTreeSet<Digest>, StoreError> {
         let mut held = BTreeSet::new();
         let mut open: Vec<Digest> = self.images()?.into_iter().map(|i| i.target).collect();
+        open.extend(self.leases().into_iter().map(|lease| lease.manifest));
         while let Some(digest) = open.pop() {
             if !held.insert(digest) {
                 continue;
@@ -329,7 +330,7 @@ impl Store {
         Ok(rows.into_iter().filter(|(_, tree)| held.contains(tree)).map(|(id, _)| id).collect())
     }
 
-    /// Trees that images need, with all they stand on.
+    /// Trees that images and containers need, with all they stand on.
     fn held_trees(&self) -> Result<BTreeSet<i64>, StoreError> {
         let blobs = self.held_blobs()?;
         let db = self.db();
@@ -338,6 +339,7 @@ impl Store {
             let mut query = db.prepare_cached("SELECT tree FROM manifests WHERE digest=?1 AND tree IS NOT NULL")?;
             open.extend(query.query_row([digest.as_bytes()], |row| row.get::<_, i64>(0)).optional()?);
         }
+        open.extend(self.leases().into_iter().map(|lease| lease.tree.0));
         let mut held = BTreeSet::new();
         while let Some(id) = open.pop() {
             if id != 0 && held.insert(id) {

@@ -34,17 +34,39 @@ impl Store {
         Ok(tree.flatten().map(TreeId))
     }
 
-    /// Points names to an image, all at once.
+    /// Points names to an image, all at once. An image that loses its last name so stays, as one without a name.
     pub fn name_image(&self, names: &[String], target: Digest) -> Result<(), StoreError> {
         let mut db = self.db();
         let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        // A name is all that an image without one lacks.
+        change.execute("DELETE FROM images WHERE name=?1", [unnamed(target)])?;
         for name in names {
+            let before: Option<[u8; 32]> =
+                change.query_row("SELECT target FROM images WHERE name=?1", [name], |row| row.get(0)).optional()?;
+            if let Some(before) = before.map(Digest::from_bytes).filter(|before| *before != target) {
+                let others = "SELECT 1 FROM images WHERE target=?1 AND name<>?2 LIMIT 1";
+                if !change.prepare_cached(others)?.exists(params![before.as_bytes(), name])? {
+                    let row = params![unnamed(before), before.as_bytes(), now_ms()];
+                    change.execute("INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3)", row)?;
+                }
+            }
             change.execute(
                 "INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3)",
                 params![name, target.as_bytes(), now_ms()],
             )?;
         }
         Ok(change.commit()?)
+    }
+
+    /// Keeps an image that has no name, until it is removed.
+    pub fn keep_unnamed(&self, target: Digest) -> Result<(), StoreError> {
+        let db = self.db();
+        let named = db.prepare_cached("SELECT 1 FROM images WHERE target=?1 LIMIT 1")?.exists([target.as_bytes()])?;
+        if !named {
+            let row = params![unnamed(target), target.as_bytes(), now_ms()];
+            db.execute("INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3)", row)?;
+        }
+        Ok(())
     }
 
     /// The image of a name.
@@ -66,6 +88,18 @@ impl Store {
     pub fn forget_image(&self, name: &str) -> Result<bool, StoreError> {
         Ok(self.db().execute("DELETE FROM images WHERE name=?1", [name])? > 0)
     }
+}
+
+impl StoredImage {
+    /// Whether it has a name that people gave it.
+    pub fn is_named(&self) -> bool {
+        !self.name.starts_with('@')
+    }
+}
+
+/// The entry of an image without a name; no name can begin so.
+fn unnamed(target: Digest) -> String {
+    format!("@{target}")
 }
 
 fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredImage> {

@@ -17,6 +17,16 @@ struct Hierarchy {
     controllers: Vec<String>,
 }
 
+impl Hierarchy {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|has| has == controller)
+    }
+
+    fn group(&self, spec: &CgroupSpec) -> PathBuf {
+        self.root.join(&spec.parent).join(&spec.name)
+    }
+}
+
 /// Reports whether `/sys/fs/cgroup` is the unified hierarchy, as on a host with version 2 only.
 pub(crate) fn is_unified() -> bool {
     const CGROUP2_MAGIC: u64 = 0x6367_7270;
@@ -32,11 +42,15 @@ pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
     for (controller, _, _, _) in &settings {
         let hierarchy = hierarchies
             .iter()
-            .find(|hierarchy| hierarchy.controllers.iter().any(|has| has == controller))
+            .find(|hierarchy| hierarchy.has(controller))
             .ok_or_else(|| Failure::Refused(format!("this host has no `{controller}` control group controller")))?;
         if !joined.contains(&hierarchy) {
             joined.push(hierarchy);
         }
+    }
+    if spec.everywhere {
+        // Not the devices: the group that limits those is the sandbox's own affair.
+        joined = hierarchies.iter().filter(|one| !one.has("devices")).collect();
     }
     // Without limits a group still serves to find and end what runs in it.
     if let (true, Some(unified)) = (joined.is_empty(), hierarchies.iter().find(|one| one.unified)) {
@@ -44,15 +58,102 @@ pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
     }
     for hierarchy in joined {
         let group = make_group(hierarchy, spec, &settings)?;
-        for (controller, v1, v2, value) in &settings {
-            if !hierarchy.controllers.iter().any(|has| has == controller) {
-                continue;
-            }
-            let file = group.join(if hierarchy.unified { v2 } else { v1 });
-            let value = if hierarchy.unified { value.unified.as_str() } else { value.legacy.as_str() };
-            write(&file, value).during(|| format!("set the limit `{}` to {value}", file.display()))?;
-        }
+        set(hierarchy, &group, &settings)?;
         write(&group.join("cgroup.procs"), "0").during(|| format!("join the control group `{}`", group.display()))?;
+    }
+    Ok(())
+}
+
+/// Changes the limits of a group that is there.
+pub(crate) fn update(spec: &CgroupSpec) -> Result<(), Failure> {
+    check_names(spec)?;
+    let settings = settings(spec);
+    for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
+        let group = hierarchy.group(spec);
+        if group.is_dir() {
+            set(&hierarchy, &group, &settings)?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves the calling process into a group that is there.
+pub(crate) fn enter(spec: &CgroupSpec) -> Result<(), Failure> {
+    for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
+        let group = hierarchy.group(spec);
+        if !hierarchy.has("devices") && group.is_dir() {
+            write(&group.join("cgroup.procs"), "0")
+                .during(|| format!("join the control group `{}`", group.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Stops or goes on with all processes of a group.
+pub(crate) fn freeze(spec: &CgroupSpec, frozen: bool) -> Result<(), Failure> {
+    let hierarchies = hierarchies().during(|| "list the control group hierarchies".to_owned())?;
+    for hierarchy in &hierarchies {
+        let group = hierarchy.group(spec);
+        let (file, value) = match hierarchy.unified {
+            true => (group.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            false if hierarchy.has("freezer") => {
+                (group.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
+            }
+            false => continue,
+        };
+        if file.exists() {
+            write(&file, value).during(|| format!("write {value} to `{}`", file.display()))?;
+            return Ok(());
+        }
+    }
+    Err(Failure::Refused("this host has no control groups that can freeze processes".to_owned()))
+}
+
+/// The ids of all processes of a group, as the caller sees them.
+pub(crate) fn processes(spec: &CgroupSpec) -> Vec<i32> {
+    for hierarchy in hierarchies().unwrap_or_default() {
+        if let Ok(list) = fs::read_to_string(hierarchy.group(spec).join("cgroup.procs")) {
+            return list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+        }
+    }
+    Vec::new()
+}
+
+/// The directory of a group in the hierarchy of `controller`; whether that is version 2.
+pub(crate) fn directory(spec: &CgroupSpec, controller: &str) -> Option<(PathBuf, bool)> {
+    let hierarchies = hierarchies().ok()?;
+    let found = hierarchies.iter().find(|one| one.has(controller))?;
+    Some((found.group(spec), found.unified))
+}
+
+/// The mounted hierarchies of version 1: name of the mount point and options that mount it again.
+pub(crate) fn legacy_mounts() -> Vec<(String, String)> {
+    let named = |one: &Hierarchy| {
+        let name = one.root.file_name()?.to_str()?.to_owned();
+        let options = one.controllers.iter().filter(|option| !matches!(option.as_str(), "rw" | "ro"));
+        Some((name, options.cloned().collect::<Vec<_>>().join(",")))
+    };
+    hierarchies().unwrap_or_default().iter().filter(|one| !one.unified).filter_map(named).collect()
+}
+
+fn set(hierarchy: &Hierarchy, group: &Path, settings: &[Setting]) -> Result<(), Failure> {
+    let mut late = Vec::new();
+    for (controller, v1, v2, value) in settings {
+        if !hierarchy.has(controller) {
+            continue;
+        }
+        let file = group.join(if hierarchy.unified { v2 } else { v1 });
+        let value = if hierarchy.unified { value.unified.as_str() } else { value.legacy.as_str() };
+        match write(&file, value) {
+            // Memory alone may never be above memory and swap together, so raising them goes the other way round.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && *controller == "memory" => {
+                late.push((file, value));
+            }
+            done => done.during(|| format!("set the limit `{}` to {value}", file.display()))?,
+        }
+    }
+    for (file, value) in late {
+        write(&file, value).during(|| format!("set the limit `{}` to {value}", file.display()))?;
     }
     Ok(())
 }
@@ -64,7 +165,7 @@ pub(crate) fn remove(spec: &CgroupSpec) -> bool {
         return false;
     };
     for hierarchy in hierarchies {
-        let group = hierarchy.root.join(&spec.parent).join(&spec.name);
+        let group = hierarchy.group(spec);
         for file in ["memory.events", "memory.oom_control"] {
             let text = fs::read_to_string(group.join(file)).unwrap_or_default();
             oom |= text.lines().any(|line| {
@@ -98,6 +199,21 @@ fn settings(spec: &CgroupSpec) -> Vec<Setting> {
     if let Some(bytes) = spec.memory {
         settings.push(("memory", "memory.limit_in_bytes", "memory.max", same(bytes.to_string())));
     }
+    if let Some(total) = spec.memory_swap {
+        // Version 2 counts swap alone.
+        let swap = match (u64::try_from(total), spec.memory) {
+            (Ok(total), Some(memory)) => total.saturating_sub(memory).to_string(),
+            _ => "max".to_owned(),
+        };
+        let value = Value { legacy: total.to_string(), unified: swap };
+        settings.push(("memory", "memory.memsw.limit_in_bytes", "memory.swap.max", value));
+    }
+    if let Some(bytes) = spec.memory_reservation {
+        settings.push(("memory", "memory.soft_limit_in_bytes", "memory.low", same(bytes.to_string())));
+    }
+    if let Some(weight) = spec.blkio_weight {
+        settings.push(("blkio", "blkio.weight", "io.bfq.weight", same(weight.to_string())));
+    }
     let period = spec.cpu_period.unwrap_or(100_000);
     if spec.cpu_quota.is_some() || spec.cpu_period.is_some() {
         let quota = spec.cpu_quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
@@ -128,7 +244,7 @@ fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) ->
         if hierarchy.unified {
             // Each parent hands the controllers on that are needed below it.
             for (controller, ..) in settings {
-                if hierarchy.controllers.iter().any(|has| has == controller) {
+                if hierarchy.has(controller) {
                     write(&at.join("cgroup.subtree_control"), &format!("+{controller}"))
                         .during(|| format!("delegate `{controller}` in `{}`", at.display()))?;
                 }
@@ -141,7 +257,7 @@ fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) ->
             }
             _ => {}
         }
-        if hierarchy.controllers.iter().any(|has| has == "cpuset") && !hierarchy.unified {
+        if hierarchy.has("cpuset") && !hierarchy.unified {
             inherit_cpuset(&at).during(|| format!("fill the cpuset of `{}`", at.display()))?;
         }
     }

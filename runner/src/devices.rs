@@ -36,9 +36,14 @@ pub(crate) struct DeviceControl {
 impl DeviceControl {
     /// Limits this process and its future children as well as this host can.
     pub(crate) fn establish() -> DeviceControl {
+        DeviceControl::with(&[])
+    }
+
+    /// The same, with some devices more, as `devices.allow` takes them.
+    pub(crate) fn with(more: &[String]) -> DeviceControl {
         let original = find_group()
             // Twice: another engine that starts now may have swept the still empty group away.
-            .filter(|group| enter_new_group(group).or_else(|_| enter_new_group(group)).is_ok());
+            .filter(|group| enter_new_group(group, more).or_else(|_| enter_new_group(group, more)).is_ok());
         DeviceControl { original }
     }
 
@@ -84,7 +89,7 @@ fn find_group() -> Option<PathBuf> {
     Some(if group.is_dir() { group } else { PathBuf::from(root) })
 }
 
-fn enter_new_group(parent: &Path) -> io::Result<()> {
+fn enter_new_group(parent: &Path, more: &[String]) -> io::Result<()> {
     sweep(parent);
     let group = parent.join(format!("{PREFIX}{}", std::process::id()));
     match fs::create_dir(&group) {
@@ -94,7 +99,8 @@ fn enter_new_group(parent: &Path) -> io::Result<()> {
     // Joined first, since an empty group may be swept by another engine that starts now.
     write(&group.join("cgroup.procs"), "0")?;
     let limited = write(&group.join("devices.deny"), "a")
-        .and_then(|()| ALLOWED.iter().try_for_each(|entry| write(&group.join("devices.allow"), entry)));
+        .and_then(|()| ALLOWED.iter().try_for_each(|entry| write(&group.join("devices.allow"), entry)))
+        .and_then(|()| more.iter().try_for_each(|entry| write(&group.join("devices.allow"), entry)));
     if limited.is_err() {
         let _ = write(&parent.join("cgroup.procs"), "0");
         let _ = fs::remove_dir(&group);

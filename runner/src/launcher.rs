@@ -183,7 +183,7 @@ impl Helper {
 
 /// This program's file through a read-only mount, so that no process that gets hold of `/proc/PID/exe` of the helper
 /// can ever open it for writing (CVE-2019-5736). Where that cannot be mounted, the file as it is.
-fn own_program() -> io::Result<OwnedFd> {
+pub(crate) fn own_program() -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if let Ok(tree) = open_tree(CWD, "/proc/self/exe", flags) {
         let readonly = xbuild_sys::MountFlags { readonly: true, ..Default::default() };

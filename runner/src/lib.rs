@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod cleanup;
+pub mod container;
 mod devices;
 mod error;
 pub mod helper;
@@ -23,4 +24,7 @@ pub mod users;
 
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
-pub use spec::{CgroupSpec, DEFAULT_PATH, Identity, MountSource, MountSpec, Network, Rlimit, Rootfs, Security, Spec};
+pub use spec::{
+    Account, CgroupSpec, DEFAULT_CAPABILITIES, DEFAULT_PATH, DeviceNode, Identity, MountSource, MountSpec, Namespaces,
+    Network, Privileges, Rlimit, Rootfs, Seccomp, Security, Space, Spec,
+};

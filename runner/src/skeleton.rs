@@ -16,7 +16,7 @@ pub fn create(path: &Path) -> io::Result<()> {
     fs::create_dir_all(&etc)?;
     fs::set_permissions(path, Permissions::from_mode(0o755))?;
     fs::set_permissions(&etc, Permissions::from_mode(0o755))?;
-    for name in ["hosts", "resolv.conf"] {
+    for name in ["hosts", "resolv.conf", "hostname"] {
         let file = etc.join(name);
         match fs::OpenOptions::new().write(true).create_new(true).open(&file) {
             Ok(_) => fs::set_permissions(&file, Permissions::from_mode(0o644))?,

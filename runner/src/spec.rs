@@ -18,6 +18,8 @@ pub struct Spec {
     pub cwd: String,
     /// Numeric identity of the process.
     pub user: Identity,
+    /// A user to look up in the root's own files when everything is mounted, in place of `user`.
+    pub account: Option<Account>,
     /// Mounts over the root, in order.
     pub mounts: Vec<MountSpec>,
     /// Network of the process.
@@ -26,6 +28,20 @@ pub struct Spec {
     pub security: Security,
     /// Host name in the process's own UTS namespace.
     pub hostname: String,
+    /// NIS domain name in that namespace; the default when empty.
+    pub domainname: String,
+    /// Which namespaces besides mount and network are its own.
+    pub namespaces: Namespaces,
+    /// No writes to the root file system; mounts over it decide for themselves.
+    pub readonly_root: bool,
+    /// Device nodes to make below `/dev`, besides the usual ones.
+    pub devices: Vec<DeviceNode>,
+    /// Kernel settings of the process's own namespaces, by dotted name.
+    pub sysctls: Vec<(String, String)>,
+    /// Badness for the kernel's choice when memory runs out, -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// Show the control groups of version 1 below `/sys/fs/cgroup`, too.
+    pub show_cgroups: bool,
     /// Content of `/etc/hosts` (mounted read-only, never in the layer).
     pub hosts_file: Option<Vec<u8>>,
     /// Content of `/etc/resolv.conf` (mounted read-only, never in the layer).
@@ -38,6 +54,9 @@ pub struct Spec {
     pub cgroup: Option<CgroupSpec>,
     /// Standard input is the terminal the process is to be controlled by.
     pub tty: bool,
+    /// A new terminal for the process, with rows and columns: standard input is a socket, and the terminal's controlling
+    /// side is sent over it. The terminal belongs to the sandbox's own `/dev/pts`.
+    pub console: Option<(u16, u16)>,
     /// Keep a tiny init as process 1, which reaps and ends with the command's status. Otherwise the command itself is
     /// process 1, as in BuildKit.
     pub init: bool,
@@ -53,16 +72,25 @@ impl Spec {
             env: vec![format!("PATH={DEFAULT_PATH}")],
             cwd: "/".to_owned(),
             user: Identity::default(),
+            account: None,
             mounts: Vec::new(),
             network: Network::None,
             security: Security::Sandbox,
             hostname: "buildkitsandbox".to_owned(),
+            domainname: String::new(),
+            namespaces: Namespaces::default(),
+            readonly_root: false,
+            devices: Vec::new(),
+            sysctls: Vec::new(),
+            oom_score_adj: None,
+            show_cgroups: false,
             hosts_file: None,
             resolv_conf: None,
             shm_size: None,
             rlimits: Vec::new(),
             cgroup: None,
             tty: false,
+            console: None,
             init: false,
         }
     }
@@ -111,6 +139,64 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
+/// A user by name, as the root's own files know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// `user[:group]`, names or numbers; root when empty.
+    pub user: String,
+    /// Further groups, names or numbers.
+    pub groups: Vec<String>,
+}
+
+/// Where a namespace comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Space {
+    /// A new one.
+    #[default]
+    Own,
+    /// The host's.
+    Host,
+    /// That of a process, by its id on the host.
+    Of(u32),
+}
+
+/// Namespaces besides mount (always own) and network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespaces {
+    /// Process ids.
+    pub pid: Space,
+    /// System V objects and message queues; `/dev/shm` goes with it.
+    pub ipc: Space,
+    /// Host name.
+    pub uts: Space,
+    /// Root of the control groups.
+    pub cgroup: Space,
+}
+
+/// A device node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceNode {
+    /// Path below `/dev`.
+    pub path: String,
+    /// A block device; a character device otherwise.
+    pub block: bool,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// What control groups let it be used for: of `r`, `w`, `m`.
+    pub access: String,
+}
+
 /// One mount over the root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +237,10 @@ pub enum MountSource {
         size: Option<u64>,
         /// Mode of its root directory.
         mode: u32,
+        /// Programs in it cannot be executed.
+        noexec: bool,
+        /// Further options of the file system, such as `uid` or `nr_inodes`.
+        options: Vec<(String, String)>,
     },
     /// A file held in memory: a secret or an inline script.
     File {
@@ -191,9 +281,13 @@ impl fmt::Debug for MountSource {
                 .field("scratch", scratch)
                 .field("selector", selector)
                 .finish(),
-            MountSource::Tmpfs { size, mode } => {
-                to.debug_struct("Tmpfs").field("size", size).field("mode", mode).finish()
-            }
+            MountSource::Tmpfs { size, mode, noexec, options } => to
+                .debug_struct("Tmpfs")
+                .field("size", size)
+                .field("mode", mode)
+                .field("noexec", noexec)
+                .field("options", options)
+                .finish(),
             // The bytes may be a secret.
             MountSource::File { mode, uid, gid, .. } => {
                 to.debug_struct("File").field("mode", mode).field("uid", uid).field("gid", gid).finish_non_exhaustive()
@@ -220,13 +314,67 @@ pub enum Network {
     Namespace(PathBuf),
 }
 
-/// How much the process may do. There is no third value that could fall through to the weaker one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How much the process may do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Security {
     /// Docker's default capabilities and system-call policy, masked kernel files.
     Sandbox,
     /// All capabilities the engine has, no filter, no masks.
     Insecure,
+    /// What a container was given one by one.
+    Custom(Privileges),
+}
+
+/// Docker's default capabilities, one bit for each number.
+pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
+
+/// What a process may do, in full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privileges {
+    /// One bit for each capability that it may have.
+    pub capabilities: u64,
+    /// Which system calls it may make.
+    pub seccomp: Seccomp,
+    /// Programs cannot give it more than it has.
+    pub no_new_privileges: bool,
+    /// Secrets of the kernel are hidden, and its settings read-only.
+    pub masked: bool,
+    /// All devices may be used, not only docker's and those of [`Spec::devices`].
+    pub all_devices: bool,
+}
+
+/// Which system calls a process may make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// Docker's default policy for its capabilities.
+    Default,
+    /// All.
+    Unconfined,
+}
+
+impl Security {
+    /// The same, one by one.
+    #[must_use]
+    pub fn privileges(&self) -> Privileges {
+        match self {
+            Security::Sandbox => Privileges {
+                capabilities: DEFAULT_CAPABILITIES,
+                seccomp: Seccomp::Default,
+                no_new_privileges: false,
+                masked: true,
+                all_devices: false,
+            },
+            Security::Insecure => Privileges {
+                capabilities: u64::MAX,
+                seccomp: Seccomp::Unconfined,
+                no_new_privileges: false,
+                masked: false,
+                all_devices: true,
+            },
+            Security::Custom(privileges) => privileges.clone(),
+        }
+    }
 }
 
 /// One resource limit.
@@ -263,4 +411,12 @@ pub struct CgroupSpec {
     pub cpuset_mems: Option<String>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Memory and swap together, in bytes; -1 is no limit.
+    pub memory_swap: Option<i64>,
+    /// Memory below which the kernel reclaims less, in bytes.
+    pub memory_reservation: Option<u64>,
+    /// Relative weight of block input and output, 10–1000.
+    pub blkio_weight: Option<u64>,
+    /// A group in every hierarchy, also where no limit is asked for: to count, freeze and find what runs in it.
+    pub everywhere: bool,
 }

@@ -1,41 +1,55 @@
 //! Commands on images of the store.
 
 use super::build::full_name;
+use super::container::{at, has_label, keyed};
+use super::format::{self, LABELS, Shape, human};
 use super::{Global, Outcome, time};
-use crate::progress::{Mode, Progress, bytes};
+use crate::progress::{Mode, Progress};
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use xbuild_graph::Platform;
 use xbuild_oci::Reference;
+use xbuild_runner::container::clock;
 
 /// Flags of `images`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ImagesArgs {
-    /// Only IDs
+    /// Also images that only others stand on; there are none here
     #[arg(short, long)]
-    quiet: bool,
+    all: bool,
     /// Show digests
     #[arg(long)]
     digests: bool,
+    /// Only what fits (`reference=…`, `label=k=v`, `dangling=true`, `before=…`, `since=…`)
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// `table`, `json`, or a template
+    #[arg(long)]
+    format: Option<String>,
     /// Do not shorten IDs
     #[arg(long)]
     no_trunc: bool,
+    /// Only IDs
+    #[arg(short, long)]
+    quiet: bool,
     /// Only this repository, or this name
     name: Option<String>,
-}
-
-/// Flags of `inspect`.
-#[derive(clap::Args, Debug)]
-pub(crate) struct InspectArgs {
-    /// Names or IDs
-    #[arg(required = true)]
-    names: Vec<String>,
 }
 
 /// Flags of `history`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct HistoryArgs {
+    /// `table`, `json`, or a template
+    #[arg(long)]
+    format: Option<String>,
+    /// Sizes and dates for people
+    #[arg(short = 'H', long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    human: bool,
+    /// Only IDs
+    #[arg(short, long)]
+    quiet: bool,
     /// Do not shorten instructions
     #[arg(long)]
     no_trunc: bool,
@@ -104,60 +118,130 @@ pub(crate) struct PushArgs {
     name: String,
 }
 
+const IMAGE_HEADERS: [(&str, &str); 8] = [
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+    ("Containers", "CONTAINERS"),
+];
+
 pub(crate) fn images(args: &ImagesArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
-    let wanted = args.name.as_deref().map(str::parse::<Reference>).transpose()?;
-    let tagged = args.name.as_deref().is_some_and(|n| n.rsplit('/').next().is_some_and(|last| last.contains(':')));
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    if !args.quiet {
-        let digest = if args.digests { format!("{:<72}", "DIGEST") } else { String::new() };
-        writeln!(out, "{:<30} {:<15} {digest}{:<15} {:<18} SIZE", "REPOSITORY", "TAG", "IMAGE ID", "CREATED")?;
+    let filters = keyed(&args.filter, &["before", "dangling", "label", "reference", "since", "until"])?;
+    let created = |name: &str| {
+        let image = engine.inspect(name)?;
+        let created = clock::parse(image["Created"].as_str().unwrap_or_default());
+        created.with_context(|| format!("the image {name} has no time"))
+    };
+    let (mut before, mut since) = (Vec::new(), Vec::new());
+    for (key, values) in &filters {
+        match key.as_str() {
+            "before" => before = values.iter().map(|name| created(name)).collect::<Result<_>>()?,
+            "since" => since = values.iter().map(|name| created(name)).collect::<Result<_>>()?,
+            _ => {}
+        }
     }
+    let mut rows = Vec::new();
     for image in engine.list()? {
-        let reference: Reference = image.name.parse()?;
-        if wanted.as_ref().is_some_and(|w| w.name() != reference.name() || (tagged && w.tag != reference.tag)) {
+        let reference = image.name.as_deref().map(str::parse::<Reference>).transpose()?;
+        let time = image.created.as_deref().and_then(clock::parse).unwrap_or_default();
+        let fits = filters.iter().all(|(key, values)| match key.as_str() {
+            "label" => values.iter().all(|value| has_label(&image.labels, value)),
+            "dangling" => values.iter().any(|value| matches!(value.as_str(), "true" | "1") == reference.is_none()),
+            "reference" => reference.as_ref().is_some_and(|own| values.iter().any(|value| is_like(own, value))),
+            _ => true,
+        }) && before.iter().all(|bound| time < *bound)
+            && since.iter().all(|bound| time > *bound);
+        if !fits || args.name.as_ref().is_some_and(|name| !reference.as_ref().is_some_and(|own| is_like(own, name))) {
             continue;
         }
-        let id = if args.no_trunc { image.id.to_string() } else { image.id.hex()[..12].to_owned() };
-        if args.quiet {
-            writeln!(out, "{id}")?;
-            continue;
-        }
-        let familiar = reference.familiar();
-        let (repository, tag) = familiar.rsplit_once(':').unwrap_or((&familiar, "<none>"));
-        let digest = if args.digests { format!("{:<72}", image.target.to_string()) } else { String::new() };
-        writeln!(
-            out,
-            "{repository:<30} {tag:<15} {digest}{id:<15} {:<18} {}",
-            time::ago(image.updated),
-            bytes(image.size)
-        )?;
+        let (repository, tag) = match &reference {
+            None => ("<none>".to_owned(), "<none>".to_owned()),
+            Some(own) => {
+                let bare = Reference { tag: None, digest: None, ..own.clone() };
+                (bare.familiar(), own.tag.clone().unwrap_or_else(|| "<none>".to_owned()))
+            }
+        };
+        rows.push(json!({
+            "Repository": repository,
+            "Tag": tag,
+            "Digest": image.target.to_string(),
+            "ID": if args.no_trunc { image.id.to_string() } else { image.id.hex()[..12].to_owned() },
+            "CreatedSince": time::ago(time.0 * 1000),
+            "CreatedAt": at(time.0),
+            "Size": human(image.size),
+            "Containers": "N/A",
+            "SharedSize": "N/A",
+            "UniqueSize": "N/A",
+            "VirtualSize": human(image.size),
+            LABELS: image.labels,
+        }));
     }
-    out.flush()?;
+    let default = match args.digests {
+        true => "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
+        false => "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
+    };
+    if args.quiet && args.format.is_none() {
+        let mut seen = std::collections::BTreeSet::new();
+        rows.retain(|row| seen.insert(row["ID"].to_string()));
+    }
+    let shape = Shape { headers: &IMAGE_HEADERS, default, quiet: "{{.ID}}" };
+    format::print(&mut std::io::stdout().lock(), &shape, args.format.as_deref(), args.quiet, &rows)?;
     Ok(Outcome::Success)
 }
 
-pub(crate) fn inspect(args: &InspectArgs, global: &Global) -> Result<Outcome> {
-    let engine = global.engine()?;
-    let all = args.names.iter().map(|n| engine.inspect(n)).collect::<Result<Vec<_>, _>>()?;
-    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
-    Ok(Outcome::Success)
+/// Whether a name is that of a repository, or of an image, or fits a pattern for either.
+fn is_like(own: &Reference, pattern: &str) -> bool {
+    let bare = Reference { tag: None, digest: None, ..own.clone() }.familiar();
+    let full = own.familiar();
+    let fits = |text: &str| xbuild_engine::images::name_fits(pattern, text);
+    fits(&bare) || fits(&full) || fits(&own.to_string()) || fits(&own.name())
 }
+
+const HISTORY_HEADERS: [(&str, &str); 6] = [
+    ("ID", "IMAGE"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("CreatedBy", "CREATED BY"),
+    ("Size", "SIZE"),
+    ("Comment", "COMMENT"),
+];
 
 pub(crate) fn history(args: &HistoryArgs, global: &Global) -> Result<Outcome> {
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    writeln!(out, "{:<22} {:<60} {:<10} COMMENT", "CREATED", "CREATED BY", "SIZE")?;
-    for line in global.engine()?.history(&args.name)? {
-        let text = line.created_by.replace(['\n', '\t'], " ");
-        let by: String = if args.no_trunc || text.chars().count() <= 58 {
-            text
-        } else {
-            text.chars().take(57).chain(['…']).collect()
-        };
-        let created: String = line.created.chars().take(19).collect();
-        writeln!(out, "{created:<22} {by:<60} {:<10} {}", bytes(line.size), line.comment)?;
-    }
-    out.flush()?;
+    let engine = global.engine()?;
+    let lines = engine.history(&args.name)?;
+    let id = engine.inspect(&args.name)?["Id"].as_str().unwrap_or_default().to_owned();
+    let short = |id: &str| match args.no_trunc {
+        true => id.to_owned(),
+        false => id.trim_start_matches("sha256:").chars().take(12).collect(),
+    };
+    let rows: Vec<Value> = lines
+        .into_iter()
+        .enumerate()
+        .map(|(n, line)| {
+            let time = clock::parse(&line.created).unwrap_or_default();
+            let by = line.created_by.replace(['\n', '\t'], " ");
+            let by = match args.no_trunc || by.chars().count() <= 45 {
+                true => by,
+                false => by.chars().take(44).chain(['…']).collect(),
+            };
+            json!({
+                "ID": if n == 0 { short(&id) } else { "<missing>".to_owned() },
+                "CreatedSince": if args.human { time::ago(time.0 * 1000) } else { line.created.clone() },
+                "CreatedAt": line.created,
+                "CreatedBy": by,
+                "Size": if args.human { human(line.size) } else { line.size.to_string() },
+                "Comment": line.comment,
+            })
+        })
+        .collect();
+    let default = "{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}";
+    let shape = Shape { headers: &HISTORY_HEADERS, default, quiet: "{{.ID}}" };
+    format::print(&mut std::io::stdout().lock(), &shape, args.format.as_deref(), args.quiet, &rows)?;
     Ok(Outcome::Success)
 }
 
@@ -168,12 +252,17 @@ pub(crate) fn tag(args: &TagArgs, global: &Global) -> Result<Outcome> {
 
 pub(crate) fn rmi(args: &RmiArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
+    let mut outcome = Outcome::Success;
     for name in &args.names {
-        for line in engine.remove(name, args.force)? {
-            writeln!(std::io::stdout(), "{line}")?;
+        match engine.remove(name, args.force) {
+            Ok(lines) => lines.iter().try_for_each(|line| writeln!(std::io::stdout(), "{line}"))?,
+            Err(error) => {
+                super::report::error(&error.into());
+                outcome = Outcome::Code(1);
+            }
         }
     }
-    Ok(Outcome::Success)
+    Ok(outcome)
 }
 
 pub(crate) fn save(args: &SaveArgs, global: &Global) -> Result<Outcome> {

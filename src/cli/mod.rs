@@ -2,11 +2,13 @@
 
 mod build;
 mod call;
+mod container;
+mod format;
 mod image;
 mod report;
-mod run;
 mod signals;
 mod store;
+mod template;
 pub(crate) mod time;
 mod values;
 
@@ -42,12 +44,15 @@ enum Command {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<build::BuildArgs>),
-    /// Run a command in a new container
-    Run(run::RunArgs),
+    #[command(flatten)]
+    OnContainer(container::ContainerCommand),
+    #[command(flatten)]
+    Beside(container::Beside),
+    /// Containers
+    #[command(subcommand)]
+    Container(container::ContainerGroup),
     /// List images
     Images(image::ImagesArgs),
-    /// Show details of images, as JSON
-    Inspect(image::InspectArgs),
     /// Show how an image was made
     History(image::HistoryArgs),
     /// Give an image another name
@@ -86,9 +91,15 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let usage = error.use_stderr();
+            let of_run = std::env::args().nth(1).is_some_and(|command| matches!(command.as_str(), "run" | "create"));
             // Nobody is there to read what cannot be printed.
             let _ = error.print();
-            return ExitCode::from(if usage { 2 } else { 0 });
+            return ExitCode::from(match (usage, of_run) {
+                (false, _) => 0,
+                // As docker: whoever runs a container has to tell its codes from ours.
+                (true, true) => 125,
+                (true, false) => 2,
+            });
         }
     };
     match dispatch(cli) {
@@ -106,9 +117,10 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
     let global = &cli.global;
     match cli.command {
         Command::Build(args) => build::run(&args, global),
-        Command::Run(args) => run::run(&args, global),
+        Command::OnContainer(command) => container::dispatch(&command, global),
+        Command::Beside(command) => container::beside(&command, global),
+        Command::Container(command) => container::group(&command, global),
         Command::Images(args) => image::images(&args, global),
-        Command::Inspect(args) => image::inspect(&args, global),
         Command::History(args) => image::history(&args, global),
         Command::Tag(args) => image::tag(&args, global),
         Command::Rmi(args) => image::rmi(&args, global),
@@ -161,6 +173,12 @@ impl Global {
         let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
         let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or(home);
         Ok(data.context("neither XDG_DATA_HOME nor HOME is set; give --root")?.join("xbuild"))
+    }
+
+    /// The containers of the store, without opening it.
+    pub(crate) fn containers(&self) -> Result<xbuild_runner::container::Containers> {
+        let root = self.root()?;
+        Ok(xbuild_runner::container::Containers::of(&std::path::absolute(&root).unwrap_or(root)))
     }
 
     /// Opens the engine.

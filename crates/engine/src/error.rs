@@ -53,6 +53,9 @@ pub enum EngineError {
     /// The sandbox could not be set up.
     #[error(transparent)]
     Sandbox(#[from] xbuild_runner::SandboxError),
+    /// A container could not be made, found or changed.
+    #[error(transparent)]
+    Container(#[from] xbuild_runner::container::ContainerError),
     /// Ctrl-C.
     #[error("the build was cancelled")]
     Cancelled,

@@ -12,8 +12,10 @@ use xbuild_solver::Cancel;
 /// A line of `images`.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// Full name with tag.
-    pub name: String,
+    /// Full name with tag; none for an image that lost its name.
+    pub name: Option<String>,
+    /// Labels.
+    pub labels: std::collections::BTreeMap<String, String>,
     /// Digest of the configuration of the host's platform, or of the first one.
     pub id: Digest,
     /// Digest of manifest or index.
@@ -59,12 +61,15 @@ impl Engine {
             let layers = self.store().layers(tree)?;
             let size = layers.iter().map(|l| sizes.get(&l.id).copied().unwrap_or(0)).sum();
             let (id, created) = (found.manifest.config.digest, found.config.created);
-            list.push(Summary { name: image.name, id, target: image.target, created, updated: image.updated, size });
+            let labels = found.config.config.labels;
+            let (target, updated) = (image.target, image.updated);
+            let name = Some(image.name).filter(|name| !name.starts_with('@'));
+            list.push(Summary { name, labels, id, target, created, updated, size });
         }
         Ok(list)
     }
 
-    fn tree_sizes(&self) -> Result<std::collections::HashMap<TreeId, u64>, EngineError> {
+    pub(crate) fn tree_sizes(&self) -> Result<std::collections::HashMap<TreeId, u64>, EngineError> {
         let number = |id: &str| id.strip_prefix("tree-")?.parse::<i64>().ok().map(TreeId::from);
         Ok(self.store().usage()?.into_iter().filter_map(|u| Some((number(&u.id)?, u.size))).collect())
     }
@@ -85,6 +90,18 @@ impl Engine {
         if let Some(image) = reference.and_then(|r| self.store().image(&r.to_string()).transpose()).transpose()? {
             let found = self.find_target(name, image.target, platform)?;
             return Ok((vec![image.name], found));
+        }
+        if let Some((repository, digest)) = name.split_once('@')
+            && let (Ok(reference), Ok(digest)) = (repository.parse::<Reference>(), digest.parse::<Digest>())
+        {
+            let same = |image: &xbuild_cache::StoredImage| {
+                image.target == digest
+                    && image.name.parse::<Reference>().is_ok_and(|own| own.name() == reference.name())
+            };
+            if let Some(image) = self.store().images()?.into_iter().find(same) {
+                let found = self.find_target(name, image.target, platform)?;
+                return Ok((vec![image.name], found));
+            }
         }
         let wanted = name.trim_start_matches("sha256:");
         if wanted.len() < 4 || !wanted.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -150,12 +167,13 @@ impl Engine {
     /// What `inspect` shows, in docker's form.
     pub fn inspect(&self, name: &str) -> Result<Value, EngineError> {
         let (_, found) = self.find(name, &Platform::host())?;
-        let names: Vec<String> =
-            self.store().images()?.into_iter().filter(|i| i.target == found.target).map(|i| i.name).collect();
-        let tags: Vec<String> =
-            names.iter().filter_map(|n| n.parse::<Reference>().ok()).map(|r| r.familiar()).collect();
-        let digests: Vec<String> =
-            tags.iter().filter_map(|t| Some(format!("{}@{}", t.rsplit_once(':')?.0, found.target))).collect();
+        let names: Vec<Reference> = self.names_of(found.target)?.iter().filter_map(|name| name.parse().ok()).collect();
+        let tags: Vec<String> = names.iter().filter(|r| r.digest.is_none()).map(Reference::familiar).collect();
+        let mut digests: Vec<String> = names
+            .iter()
+            .map(|name| Reference { tag: None, digest: Some(found.target), ..name.clone() }.familiar())
+            .collect();
+        digests.dedup();
         let sizes = self.tree_sizes()?;
         let layers = self.store().layers(self.tree_of(&found)?)?;
         let size: u64 = layers.iter().map(|l| sizes.get(&l.id).copied().unwrap_or(0)).sum();
@@ -201,24 +219,90 @@ impl Engine {
     /// Gives an image another name.
     pub fn tag(&self, from: &str, to: &str) -> Result<(), EngineError> {
         let (_, found) = self.find(from, &Platform::host())?;
-        Ok(self.store().name_image(&[to.to_owned()], found.target)?)
+        self.store().name_image(&[to.to_owned()], found.target)?;
+        let shown = to.parse::<Reference>().map_or(to.to_owned(), |reference| reference.familiar());
+        self.image_event("tag", &found.manifest.config.digest.to_string(), &shown);
+        Ok(())
     }
 
-    /// Removes a name, or with an ID all names; returns what was said of it.
+    /// The names that people gave an image.
+    fn names_of(&self, target: Digest) -> Result<Vec<String>, EngineError> {
+        let images = self.store().images()?;
+        Ok(images
+            .into_iter()
+            .filter(|image| image.target == target && image.is_named())
+            .map(|image| image.name)
+            .collect())
+    }
+
+    /// Removes a name, or with an ID all names; an image without names is gone. Returns what was said of it.
     pub fn remove(&self, name: &str, force: bool) -> Result<Vec<String>, EngineError> {
-        let (names, found) = self.find(name, &Platform::host())?;
-        if names.len() > 1 && !force {
-            return Err(EngineError::Source(format!("{name} has several names ({}); use --force", names.join(", "))));
+        let (_, found) = self.find(name, &Platform::host())?;
+        let id = found.manifest.config.digest;
+        let names = self.names_of(found.target)?;
+        let by_name = name
+            .parse::<Reference>()
+            .ok()
+            .map(|reference| reference.to_string())
+            .filter(|full| names.contains(full))
+            .or_else(|| names.iter().find(|own| name.contains('@') && own.contains('@')).cloned());
+        let going = match &by_name {
+            Some(one) => vec![one.clone()],
+            None => names.clone(),
+        };
+        let short = |text: &str| text.trim_start_matches("sha256:").chars().take(12).collect::<String>();
+        let subject = match &by_name {
+            Some(_) => format!("unable to remove repository reference \"{name}\""),
+            None => format!("unable to delete {}", short(&id.to_string())),
+        };
+        if by_name.is_none() && names.len() > 1 && !force {
+            return Err(EngineError::Source(format!(
+                "conflict: {subject} (must be forced) - image is referenced in multiple repositories"
+            )));
+        }
+        if going.len() == names.len() {
+            self.check_unused(&found, force, &subject)?;
         }
         let mut said = Vec::new();
-        for name in names {
-            self.store().forget_image(&name)?;
-            said.push(format!("Untagged: {}", name.parse::<Reference>().map_or(name.clone(), |r| r.familiar())));
+        for name in &going {
+            self.store().forget_image(name)?;
+            let shown = name.parse::<Reference>().map_or(name.clone(), |reference| reference.familiar());
+            said.push(format!("Untagged: {shown}"));
+            self.image_event("untag", &id.to_string(), &shown);
         }
-        if !self.store().images()?.iter().any(|i| i.target == found.target) {
-            said.push(format!("Deleted: {}", found.manifest.config.digest));
+        if going.len() == names.len() {
+            self.store().forget_image(&format!("@{}", found.target))?;
+            said.push(format!("Deleted: {id}"));
+            self.image_event("delete", &id.to_string(), &id.to_string());
         }
         Ok(said)
+    }
+
+    /// Refuses to take an image from its containers.
+    fn check_unused(&self, found: &Found, force: bool, subject: &str) -> Result<(), EngineError> {
+        let manifest = found.digest.to_string();
+        for user in self.containers().list()?.into_iter().filter(|one| one.container.manifest == manifest) {
+            let id = user.container.short_id();
+            let image: String = found.manifest.config.digest.hex().chars().take(12).collect();
+            if user.state.status.is_alive() {
+                return Err(EngineError::Source(format!(
+                    "conflict: {subject} (cannot be forced) - image is being used by running container {id}"
+                )));
+            }
+            if !force {
+                return Err(EngineError::Source(format!(
+                    "conflict: {subject} (must be forced) - container {id} is using its referenced image {image}: image is \
+                     being used by stopped container {id}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes an event of an image.
+    pub(crate) fn image_event(&self, action: &str, id: &str, name: &str) {
+        let attributes = [("name".to_owned(), name.to_owned())].into();
+        self.containers().events().add("image", action, id, attributes);
     }
 
     /// Fetches an image and unpacks it.
@@ -241,4 +325,9 @@ impl Engine {
         self.store().name_image(&[reference.to_string()], resolved)?;
         Ok(resolved)
     }
+}
+
+/// Whether a name fits a pattern of Go's `path.Match`, in which `*` stops at slashes.
+pub fn name_fits(pattern: &str, name: &str) -> bool {
+    xbuild_frontend::glob_match(pattern, name)
 }

@@ -7,6 +7,7 @@
 mod build;
 mod cache_io;
 mod call;
+pub mod container;
 pub mod context;
 mod error;
 pub mod event;
@@ -24,7 +25,6 @@ mod provenance;
 mod push;
 pub mod request;
 mod resolver;
-pub mod run;
 mod stored;
 pub mod time;
 mod worker;

@@ -163,3 +163,44 @@ pub fn unshare(flags: u32) -> io::Result<()> {
     // SAFETY: an integer goes in; none of the flags let through touches memory or descriptors of this process.
     if unsafe { libc::unshare(flags as libc::c_int) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Keeps every signal that can be kept from the calling thread, for [`wait_signal`].
+pub fn block_signals() -> io::Result<()> {
+    // SAFETY: `sigset_t` is plain data for which all-zero bytes are valid; the pointers are to this stack frame.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        if libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the next signal of any kind, all of which must be blocked, and takes it.
+pub fn wait_signal() -> io::Result<i32> {
+    // SAFETY: as above; the kernel writes nothing, since no place for details is given.
+    let signal = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigwaitinfo(&raw const all, ptr::null_mut())
+    };
+    if signal < 0 { Err(io::Error::last_os_error()) } else { Ok(signal) }
+}
+
+/// Sends a signal by number, also a real-time one, to the process `pid`.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: plain integers.
+    if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sends a signal by number, also a real-time one, to the process behind a descriptor. Linux 5.1.
+pub fn pidfd_kill(pidfd: std::os::fd::BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let raw = std::os::fd::AsRawFd::as_raw_fd(&pidfd);
+    // SAFETY: a descriptor that is open for the borrow and plain integers; no details are given.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, raw, signal, ptr::null::<libc::siginfo_t>(), 0 as libc::c_uint)
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

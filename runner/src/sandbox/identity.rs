@@ -1,7 +1,7 @@
 //! What the process is and may do: limits, capabilities, user and groups.
 
 use crate::error::{During, Failure};
-use crate::spec::{Identity, Rlimit, Security};
+use crate::spec::{Identity, Rlimit};
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -10,30 +10,8 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-/// Docker's default capabilities.
-fn docker_capabilities() -> CapabilitySet {
-    CapabilitySet::CHOWN
-        | CapabilitySet::DAC_OVERRIDE
-        | CapabilitySet::FOWNER
-        | CapabilitySet::FSETID
-        | CapabilitySet::KILL
-        | CapabilitySet::SETGID
-        | CapabilitySet::SETUID
-        | CapabilitySet::SETPCAP
-        | CapabilitySet::NET_BIND_SERVICE
-        | CapabilitySet::NET_RAW
-        | CapabilitySet::SYS_CHROOT
-        | CapabilitySet::MKNOD
-        | CapabilitySet::AUDIT_WRITE
-        | CapabilitySet::SETFCAP
-}
-
-/// Takes everything beyond docker's set out of the bounding set, so that no later exec can bring it back.
-pub(super) fn limit_capabilities(security: Security) -> Result<(), Failure> {
-    if security == Security::Insecure {
-        return Ok(());
-    }
-    let keep = docker_capabilities().bits();
+/// Takes everything beyond `keep` out of the bounding set, so that no later exec can bring it back.
+pub(super) fn limit_capabilities(keep: u64) -> Result<(), Failure> {
     for number in 0..64 {
         if keep & (1 << number) != 0 {
             continue;
@@ -54,7 +32,7 @@ pub(super) fn limit_capabilities(security: Security) -> Result<(), Failure> {
 /// Becomes `user`, with empty inheritable and ambient sets.
 ///
 /// For root the remaining sets are cut to the bounding set; for others the kernel clears them with the change of user.
-pub(super) fn become_user(user: &Identity, security: Security) -> Result<(), Failure> {
+pub(super) fn become_user(user: &Identity, capabilities_wanted: u64) -> Result<(), Failure> {
     for id in [user.uid, user.gid].iter().chain(&user.groups) {
         if *id == u32::MAX {
             return Err(Failure::Refused(format!("{id} is not a user or group id")));
@@ -69,10 +47,7 @@ pub(super) fn become_user(user: &Identity, security: Security) -> Result<(), Fai
     set_thread_res_uid(uid, uid, uid).during(|| format!("become user {}", user.uid))?;
     clear_ambient_capability_set().during(|| "clear the ambient capabilities".to_owned())?;
     let now = capabilities(None).during(|| "read the capabilities".to_owned())?;
-    let allowed = match security {
-        Security::Sandbox => now.permitted & docker_capabilities(),
-        Security::Insecure => now.permitted,
-    };
+    let allowed = now.permitted & CapabilitySet::from_bits_retain(capabilities_wanted);
     let sets =
         CapabilitySets { effective: now.effective & allowed, permitted: allowed, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).during(|| "set the capabilities".to_owned())

@@ -1,35 +1,68 @@
 //! What happens between fork and exec. [`enter`] is the whole order; every other file here is one part of it.
 
+mod account;
+mod cgroups;
+mod console;
 mod identity;
+pub(crate) mod join;
 mod mounts;
+pub(crate) mod namespaces;
 mod program;
 mod resolve;
 mod rootfs;
 pub mod seccomp;
 mod staging;
+mod sysctl;
 mod system;
 
 use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
 use crate::protocol::{Frame, Leftovers, receive, send};
-use crate::spec::{Network, Security, Spec};
+use crate::spec::{DEFAULT_CAPABILITIES, Identity, Network, Privileges, Rlimit, Seccomp, Space, Spec};
 use program::Program;
 use resolve::Root;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, fchdir, getcwd, pivot_root, setsid, umask};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::thread::UnshareFlags;
 use staging::Staging;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 /// Becomes the sandboxed process: reads the request from the session, sets everything up and executes the command.
 /// Runs as process 1 of a new pid namespace, in a copy of the helper, and never returns into it.
 pub(crate) fn enter([session, stdin, stdout, stderr]: [OwnedFd; 4], devices: &DeviceControl) -> ! {
+    let request = || {
+        // If the helper is killed, so is this process: nothing may outlive the engine.
+        die_with_helper()?;
+        let request = receive::<Spec>(session.as_fd()).during(|| "read the sandbox request".to_owned())?;
+        request.ok_or_else(|| Failure::Refused("the engine took its request back".to_owned()))
+    };
+    become_process(&session, [stdin, stdout, stderr], devices, request)
+}
+
+/// The same, for a request that is known.
+pub(crate) fn enter_with(session: &OwnedFd, stdio: [OwnedFd; 3], devices: &DeviceControl, spec: &Spec) -> ! {
+    let request = || {
+        die_with_helper()?;
+        xbuild_sys::reset_signals().during(|| "give signals their defaults".to_owned())?;
+        Ok(spec)
+    };
+    become_process(session, stdio, devices, request)
+}
+
+fn become_process<S: std::borrow::Borrow<Spec>>(
+    session: &OwnedFd,
+    stdio: [OwnedFd; 3],
+    devices: &DeviceControl,
+    request: impl FnOnce() -> Result<S, Failure>,
+) -> ! {
     let mut leftovers = Leftovers::default();
-    let work = std::panic::AssertUnwindSafe(|| set_up(&session, [stdin, stdout, stderr], devices, &mut leftovers));
+    let work = std::panic::AssertUnwindSafe(|| {
+        let request = request()?;
+        set_up(session, stdio, devices, request.borrow(), &mut leftovers)
+    });
     let failure = match std::panic::catch_unwind(work) {
         Ok(Ok(never)) => match never {},
         Ok(Err(failure)) => failure,
@@ -45,40 +78,48 @@ fn set_up(
     session: &OwnedFd,
     stdio: [OwnedFd; 3],
     devices: &DeviceControl,
+    spec: &Spec,
     leftovers: &mut Leftovers,
 ) -> Result<Infallible, Failure> {
-    // If the helper is killed, so is this process: nothing may outlive the engine.
-    die_with_helper()?;
-    let request = receive::<Spec>(session.as_fd()).during(|| "read the sandbox request".to_owned())?;
-    let spec = request.ok_or_else(|| Failure::Refused("the engine took its request back".to_owned()))?;
     // While /proc is the host's: needs its /proc/self/exe, and finds mistakes before any work.
-    let program = Program::new(&spec.args, &spec.env)?;
+    let mut program = Program::new(&spec.args, &spec.env)?;
+    let privileges = spec.security.privileges();
     umask(Mode::empty());
+    if let Some(score) = spec.oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string())
+            .during(|| format!("set the OOM score adjustment to {score}"))?;
+    }
     // The helper's own group limits devices; its children are in it from birth.
-    if spec.security == Security::Insecure {
+    if privileges.all_devices {
         devices.leave()?;
     }
     // Before the cgroup namespace, whose root is the group we are in when it is made.
     if let Some(cgroup) = &spec.cgroup {
         crate::cgroup::join(cgroup)?;
     }
-    new_namespaces(&spec)?;
+    let filter = load_policy(&privileges);
+    let shm = shared_memory(spec)?;
+    new_namespaces(spec)?;
     let host_root = open_directory("/")?;
     // Nothing mounted from here on reaches the host, and nothing the host mounts reaches us.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during(|| "make the mounts private".to_owned())?;
-    let root = build_root(&spec, host_root.as_fd(), devices, leftovers)?;
+    let (root, terminal) = build_root(spec, &privileges, shm, host_root.as_fd(), devices, &stdio[0], leftovers)?;
     swap_root(&root, host_root)?;
+    let user = resolve_user(spec, &root, &mut program)?;
     // By descriptor and after the swap, so that the directory is inside whatever its name is (CVE-2024-21626).
     enter_directory(&root, &spec.cwd)?;
     drop(root);
     // A session of its own: no controlling terminal, no signals from the engine's group.
     setsid().during(|| "start a session".to_owned())?;
-    take_stdio(stdio, spec.tty)?;
+    take_stdio(stdio, terminal, spec.tty)?;
     if spec.init {
         stay_as_init()?;
     }
-    restrict(&spec)?;
+    if spec.account.is_some() {
+        give_streams(&user);
+    }
+    restrict(&spec.rlimits, &privileges, filter.as_deref(), &user)?;
     // The last word before exec: whatever is still open ends here, also what a library may have opened.
     xbuild_sys::close_from(3).during(|| "close descriptors".to_owned())?;
     send(session.as_fd(), &Frame::Ready(std::mem::take(leftovers))).during(|| "report to the engine".to_owned())?;
@@ -90,35 +131,71 @@ fn die_with_helper() -> Result<(), Failure> {
         .during(|| "tie the process to the helper".to_owned())
 }
 
+/// `/dev/shm` of somebody else, for processes that share their memory with others.
+fn shared_memory(spec: &Spec) -> Result<Option<OwnedFd>, Failure> {
+    let pid = match spec.namespaces.ipc {
+        Space::Own => return Ok(None),
+        Space::Host => {
+            let shm = rootfs::open_host(std::path::Path::new("/dev/shm"))?;
+            return rootfs::clone_tree(shm.as_fd(), true).during(|| "share `/dev/shm`".to_owned()).map(Some);
+        }
+        Space::Of(pid) => pid,
+    };
+    // A mount can only be copied from inside its namespace; the copy may then be taken anywhere.
+    let step = || format!("share `/dev/shm` of process {pid}");
+    let own = namespaces::open(std::process::id(), "mnt").during(step)?;
+    let other = namespaces::open(pid, "mnt").during(step)?;
+    namespaces::enter(&other, "mnt").during(step)?;
+    let root = open_directory("/")?;
+    let shm = resolve::open_inside(root.as_fd(), "dev/shm").and_then(|shm| rootfs::clone_tree(shm.as_fd(), false));
+    namespaces::enter(&own, "mnt").during(step)?;
+    shm.during(step).map(Some)
+}
+
 fn new_namespaces(spec: &Spec) -> Result<(), Failure> {
-    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    let mut flags = UnshareFlags::NEWNS;
+    let spaces = &spec.namespaces;
+    for (space, flag, name) in [
+        (&spaces.ipc, UnshareFlags::NEWIPC, "ipc"),
+        (&spaces.uts, UnshareFlags::NEWUTS, "uts"),
+        (&spaces.cgroup, UnshareFlags::NEWCGROUP, "cgroup"),
+    ] {
+        match space {
+            Space::Own => flags |= flag,
+            Space::Host => {}
+            Space::Of(pid) => namespaces::join(*pid, name)?,
+        }
+    }
     match &spec.network {
-        Network::Host => {}
         Network::None => flags |= UnshareFlags::NEWNET,
-        // While /proc is the host's, by which the path goes.
-        Network::Namespace(path) => join_network(path)?,
+        Network::Host => {}
+        Network::Namespace(path) => namespaces::join_network(path)?,
     }
     xbuild_sys::unshare(flags.bits()).during(|| "make namespaces".to_owned())?;
     if spec.network == Network::None {
         xbuild_sys::loopback_up().during(|| "bring the loopback interface up".to_owned())?;
     }
+    if spaces.uts != Space::Own {
+        return Ok(());
+    }
+    if !spec.domainname.is_empty() {
+        rustix::system::setdomainname(spec.domainname.as_bytes()).during(|| "set the domain name".to_owned())?;
+    }
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the host name".to_owned())
 }
 
-fn join_network(path: &Path) -> Result<(), Failure> {
-    let step = || format!("join the network namespace `{}`", path.display());
-    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during(step)?;
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).during(step)
-}
-
-/// Mounts the root file system and everything over it, in the new mount namespace.
+/// Mounts the root file system and everything over it, in the new mount namespace; gives it, and the terminal if the
+/// request wants one.
 fn build_root(
     spec: &Spec,
+    privileges: &Privileges,
+    shm: Option<OwnedFd>,
     host_root: BorrowedFd<'_>,
     devices: &DeviceControl,
+    console_socket: &OwnedFd,
     leftovers: &mut Leftovers,
-) -> Result<Root, Failure> {
-    let nodev = spec.security == Security::Sandbox && !devices.is_on();
+) -> Result<(Root, Option<OwnedFd>), Failure> {
+    let nodev = !privileges.all_devices && !devices.is_on();
     let tree = rootfs::mount_root(&spec.root)?;
     if nodev {
         let flags = xbuild_sys::MountFlags { nodev: true, ..Default::default() };
@@ -128,13 +205,38 @@ fn build_root(
     // Over the host's root directory: a place that exists everywhere and that no path of ours leads through.
     rootfs::attach(tree.as_fd(), host_root).during(|| "attach the root file system".to_owned())?;
     let root = Root::new(tree)?;
-    let system = system::mount_system(&root, spec)?;
+    let system = system::mount_system(&root, spec, privileges, shm)?;
+    let terminal = match spec.console {
+        None => None,
+        Some(size) => {
+            let (terminal, name) = console::open(system.pts(), size, console_socket.as_fd())?;
+            console::show(&root, system.pts(), &name)?;
+            Some(terminal)
+        }
+    };
     mounts::mount_all(&root, spec, nodev, &mut staging, leftovers)?;
     // Last, so that no mount of the request lies over a mask.
-    if spec.security == Security::Sandbox {
+    if privileges.masked {
         system::mask(&system, &mut staging)?;
     }
-    Ok(root)
+    if spec.readonly_root {
+        root.directory(&spec.cwd)?;
+        let flags = xbuild_sys::MountFlags { readonly: true, nodev, ..Default::default() };
+        xbuild_sys::set_mount_flags(root.fd(), flags, false).during(|| "protect the root".to_owned())?;
+    }
+    Ok((root, terminal))
+}
+
+/// Looks the user up in the root's own files, where the request names one.
+fn resolve_user(spec: &Spec, root: &Root, program: &mut Program) -> Result<Identity, Failure> {
+    match &spec.account {
+        None => Ok(spec.user.clone()),
+        Some(account) => {
+            let user = account::resolve(root.fd(), account)?;
+            program.set_home(&user.home)?;
+            Ok(user.identity)
+        }
+    }
 }
 
 /// Makes `root` the root and lets go of the host's.
@@ -167,8 +269,14 @@ fn enter_directory(root: &Root, path: &str) -> Result<(), Failure> {
     }
 }
 
-fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3], tty: bool) -> Result<(), Failure> {
+fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3], terminal: Option<OwnedFd>, tty: bool) -> Result<(), Failure> {
     let step = || "set the standard streams".to_owned();
+    if let Some(terminal) = terminal {
+        rustix::process::ioctl_tiocsctty(&terminal).during(|| "take the terminal".to_owned())?;
+        rustix::stdio::dup2_stdin(&terminal).during(step)?;
+        rustix::stdio::dup2_stdout(&terminal).during(step)?;
+        return rustix::stdio::dup2_stderr(&terminal).during(step);
+    }
     rustix::stdio::dup2_stdin(&stdin).during(step)?;
     rustix::stdio::dup2_stdout(&stdout).during(step)?;
     rustix::stdio::dup2_stderr(&stderr).during(step)?;
@@ -178,17 +286,36 @@ fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3], tty: bool) -> Result<(), Fa
     Ok(())
 }
 
-/// Forks; the parent stays as process 1, reaps, and ends as the command ends. Returns in the command's process.
+/// Forks; the parent stays as process 1, passes signals on, reaps, and ends as the command ends. Returns in the
+/// command's process.
 fn stay_as_init() -> Result<(), Failure> {
+    // Process 1 ignores signals that it does not handle, so it takes them one by one instead.
+    xbuild_sys::block_signals().during(|| "keep signals for the init process".to_owned())?;
     let forked = xbuild_sys::fork_pid_namespace(false).during(|| "start the command under init".to_owned())?;
     let xbuild_sys::Forked::Parent { pid, .. } = forked else {
+        xbuild_sys::reset_signals().during(|| "give signals their defaults".to_owned())?;
         return die_with_helper();
     };
+    // The session among them: whoever reads it waits for its end, which is the command's to give.
+    if xbuild_sys::close_inherited(3).is_err() {
+        xbuild_sys::exit_now(125);
+    }
     loop {
-        let Ok(Some((reaped, status))) = rustix::process::wait(rustix::process::WaitOptions::empty()) else {
-            continue;
-        };
-        if reaped.as_raw_nonzero().get() as u32 == pid {
+        match xbuild_sys::wait_signal() {
+            Ok(libc::SIGCHLD) => reap(pid),
+            Ok(signal) => {
+                // The command may have ended a moment ago.
+                let _ = xbuild_sys::kill(pid, signal);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Takes in every process that has ended; ends as the command `main` did.
+fn reap(main: u32) {
+    while let Ok(Some((reaped, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+        if reaped.as_raw_nonzero().get() as u32 == main {
             let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
             xbuild_sys::exit_now(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255));
         }
@@ -196,19 +323,51 @@ fn stay_as_init() -> Result<(), Failure> {
 }
 
 /// Gives up what the command must not have.
-fn restrict(spec: &Spec) -> Result<(), Failure> {
+fn restrict(
+    limits: &[Rlimit],
+    privileges: &Privileges,
+    filter: Option<&[xbuild_sys::Instruction]>,
+    user: &Identity,
+) -> Result<(), Failure> {
     // While still privileged: hard limits may be raised with CAP_SYS_RESOURCE.
-    identity::set_limits(&spec.rlimits)?;
-    identity::limit_capabilities(spec.security)?;
-    // With CAP_SYS_ADMIN still there, since set-user-ID programs must work and so no_new_privs stays off.
-    if spec.security == Security::Sandbox {
-        xbuild_sys::load_filter(seccomp::docker_default()).during(|| "load the system-call filter".to_owned())?;
+    identity::set_limits(limits)?;
+    identity::limit_capabilities(privileges.capabilities)?;
+    if privileges.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).during(|| "set no_new_privs".to_owned())?;
     }
-    identity::become_user(&spec.user, spec.security)?;
+    // With CAP_SYS_ADMIN still there, since set-user-ID programs must work and so no_new_privs stays off.
+    if let Some(filter) = filter {
+        xbuild_sys::load_filter(filter).during(|| "load the system-call filter".to_owned())?;
+    }
+    identity::become_user(user, privileges.capabilities)?;
     // Changing the user has cleared it.
     die_with_helper()?;
     umask(Mode::from_raw_mode(0o022));
     Ok(())
+}
+
+/// The filter for what a process may do; made before the process is in the sandbox.
+fn load_policy(privileges: &Privileges) -> Option<std::borrow::Cow<'static, [xbuild_sys::Instruction]>> {
+    match (&privileges.seccomp, privileges.capabilities) {
+        (Seccomp::Unconfined, _) => None,
+        (Seccomp::Default, DEFAULT_CAPABILITIES) => Some(seccomp::docker_default().into()),
+        (Seccomp::Default, capabilities) => Some(seccomp::docker_for(capabilities).into()),
+    }
+}
+
+/// Makes the standard streams the user's, so that `/dev/stdout` can be opened again by name.
+fn give_streams(user: &Identity) {
+    let uid = rustix::fs::Uid::from_raw(user.uid);
+    for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let own = rustix::fs::fstat(stream).is_ok_and(|about| {
+            let kind = rustix::fs::FileType::from_raw_mode(about.st_mode);
+            kind == rustix::fs::FileType::Fifo || rustix::termios::isatty(stream)
+        });
+        if own && user.uid != u32::MAX {
+            // A stream that stays another's only cannot be opened again.
+            let _ = rustix::fs::fchown(stream, Some(uid), None);
+        }
+    }
 }
 
 fn open_directory(path: &str) -> Result<OwnedFd, Failure> {

@@ -74,12 +74,15 @@ fn detached(mount: &MountSpec, staging: &mut Staging) -> Result<OwnedFd, Failure
             let part = clone_tree(source.as_fd(), false).during(label)?;
             Ok(part)
         }
-        MountSource::Tmpfs { size, mode } => {
+        MountSource::Tmpfs { size, mode, noexec, options: more } => {
             let mode = format!("{mode:o}");
             let size = size.map(|size| size.to_string());
             let mut options = vec![("mode", mode.as_str())];
             options.extend(size.as_deref().map(|size| ("size", size)));
-            new_filesystem("tmpfs", &options, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
+            options.extend(more.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+            let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, *noexec);
+            new_filesystem("tmpfs", &options, attributes)
         }
         MountSource::File { data, mode, uid, gid } => {
             let tree = staging.file(data, *mode, (*uid, *gid))?;

@@ -42,6 +42,15 @@ impl Program {
         })
     }
 
+    /// Sets `HOME` unless the environment has one.
+    pub(super) fn set_home(&mut self, home: &str) -> Result<(), Failure> {
+        if !self.environment.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
+            let entry = CString::new(format!("HOME={home}"));
+            self.environment.push(entry.map_err(|_| Failure::Refused("a home directory holds a NUL byte".to_owned()))?);
+        }
+        Ok(())
+    }
+
     fn name(&self) -> String {
         self.arguments[0].to_string_lossy().into_owned()
     }

@@ -3,9 +3,13 @@
 use super::resolve::{Root, type_of};
 use super::rootfs::{attach, clone_tree, new_filesystem};
 use super::staging::Staging;
+use super::{cgroups, sysctl};
 use crate::error::{During, Failure};
-use crate::spec::{Security, Spec};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat, openat2, symlinkat};
+use crate::spec::{DeviceNode, Privileges, Spec};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, makedev, mkdirat, mknodat, openat, openat2,
+    symlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -52,18 +56,34 @@ const READONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 pub(super) struct System {
     proc: OwnedFd,
     sys: OwnedFd,
+    pts: OwnedFd,
 }
 
 /// Mounts `/proc`, `/dev` and `/sys`.
-pub(super) fn mount_system(root: &Root, spec: &Spec) -> Result<System, Failure> {
+///
+/// `shm` takes the place of a `/dev/shm` of its own.
+pub(super) fn mount_system(
+    root: &Root,
+    spec: &Spec,
+    privileges: &Privileges,
+    shm: Option<OwnedFd>,
+) -> Result<System, Failure> {
     let proc = new_filesystem("proc", &[], NOSUID | NODEV | NOEXEC)?;
     attach_system(root, "proc", proc.as_fd())?;
-    mount_dev(root, spec.shm_size)?;
-    let readonly = if spec.security == Security::Sandbox { RDONLY } else { MountAttrFlags::empty() };
+    let pts = mount_dev(root, spec, shm)?;
+    let readonly = if privileges.masked { RDONLY } else { MountAttrFlags::empty() };
     let sys = new_filesystem("sysfs", &[], NOSUID | NODEV | NOEXEC | readonly)?;
     attach_system(root, "sys", sys.as_fd())?;
-    mount_cgroups(sys.as_fd(), readonly)?;
-    Ok(System { proc, sys })
+    cgroups::mount(sys.as_fd(), readonly, spec)?;
+    sysctl::set(proc.as_fd(), spec)?;
+    Ok(System { proc, sys, pts })
+}
+
+impl System {
+    /// The file system of terminals.
+    pub(super) fn pts(&self) -> BorrowedFd<'_> {
+        self.pts.as_fd()
+    }
 }
 
 /// Attaches at a directory right below the root. A link there is refused: everything that is later masked or read by
@@ -84,29 +104,53 @@ fn attach_system(root: &Root, name: &str, mount: BorrowedFd<'_>) -> Result<(), F
     }
 }
 
-/// A file system below `/dev`: name, type, options, attributes.
-type Below<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], MountAttrFlags);
-
-fn mount_dev(root: &Root, shm_size: Option<u64>) -> Result<(), Failure> {
+/// Mounts `/dev` and what lies below it; gives the file system of terminals.
+fn mount_dev(root: &Root, spec: &Spec, shm: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
     let attributes = NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     let dev = new_filesystem("tmpfs", &[("mode", "0755"), ("size", "65536k")], attributes)?;
     fill_dev(dev.as_fd()).during(|| "fill `/dev`".to_owned())?;
+    for node in &spec.devices {
+        make_device(dev.as_fd(), node).during(|| format!("make the device `/dev/{}`", node.path))?;
+    }
     attach_system(root, "dev", dev.as_fd())?;
     let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let size = shm_size.unwrap_or(64 << 20).to_string();
-    let shm = [("mode", "1777"), ("size", size.as_str())];
-    let below: [Below<'_>; 3] = [
-        ("pts", "devpts", &pts, NOSUID | NOEXEC),
-        ("shm", "tmpfs", &shm, NOSUID | NODEV | NOEXEC),
-        ("mqueue", "mqueue", &[], NOSUID | NODEV | NOEXEC),
-    ];
-    for (name, kind, options, attributes) in below {
-        let mount = new_filesystem(kind, options, attributes)?;
+    let pts = new_filesystem("devpts", &pts, NOSUID | NOEXEC)?;
+    let size = spec.shm_size.unwrap_or(64 << 20).to_string();
+    let shm = match shm {
+        Some(shared) => shared,
+        None => new_filesystem("tmpfs", &[("mode", "1777"), ("size", size.as_str())], NOSUID | NODEV | NOEXEC)?,
+    };
+    let mqueue = new_filesystem("mqueue", &[], NOSUID | NODEV | NOEXEC)?;
+    for (name, mount) in [("pts", &pts), ("shm", &shm), ("mqueue", &mqueue)] {
         let target = openat(&dev, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
             .during(|| format!("open `/dev/{name}`"))?;
         attach(mount.as_fd(), target.as_fd()).during(|| format!("attach `/dev/{name}`"))?;
     }
-    Ok(())
+    Ok(pts)
+}
+
+/// A node that the request asks for, with the directories above it.
+fn make_device(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<(), Errno> {
+    let (above, name) = node.path.rsplit_once('/').unwrap_or(("", &node.path));
+    if name.is_empty() || node.path.split('/').any(|part| matches!(part, ".." | ".")) {
+        return Err(Errno::INVAL);
+    }
+    let mut at = dev.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    for part in above.split('/').filter(|part| !part.is_empty()) {
+        match mkdirat(&at, part, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        at = openat(&at, part, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    }
+    let kind = if node.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+    match mknodat(&at, name, kind, Mode::from_raw_mode(node.mode & 0o7777), makedev(node.major, node.minor)) {
+        // One of the usual nodes.
+        Err(Errno::EXIST) => return Ok(()),
+        answer => answer?,
+    }
+    let owner = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+    chownat(&at, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -121,19 +165,6 @@ fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
         mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
     }
     Ok(())
-}
-
-/// Shows the process's own control groups where the host has the unified hierarchy; the many mounts of version 1 are
-/// left out, they cost more than steps need them.
-fn mount_cgroups(sys: BorrowedFd<'_>, readonly: MountAttrFlags) -> Result<(), Failure> {
-    let Some(target) = below(sys, "fs/cgroup").during(|| "open `/sys/fs/cgroup`".to_owned())? else {
-        return Ok(());
-    };
-    if !crate::cgroup::is_unified() {
-        return Ok(());
-    }
-    let mount = new_filesystem("cgroup2", &[], NOSUID | NODEV | NOEXEC | readonly)?;
-    attach(mount.as_fd(), target.as_fd()).during(|| "attach `/sys/fs/cgroup`".to_owned())
 }
 
 /// Hides and protects what docker hides and protects. By descriptor from the file systems mounted here, so nothing the
@@ -179,7 +210,7 @@ fn set_flags(tree: &OwnedFd, flags: MountFlags) -> Result<(), Errno> {
 }
 
 /// Opens `path` below a kernel file system, without leaving it; `None` when this kernel has no such file.
-fn below(tree: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Errno> {
+pub(super) fn below(tree: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Errno> {
     let resolve =
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     match openat2(tree, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {

@@ -49,10 +49,14 @@ fn nothing_left(world: &World) {
     assert_eq!(world.sh(script).left(), Vec::<String>::new());
     let mut spec = world.spec("touch /deep/er/x");
     spec.mounts = vec![
-        mount(MountSource::Tmpfs { size: None, mode: 0o755 }, "/deep/er", false),
-        mount(MountSource::Tmpfs { size: None, mode: 0o755 }, "/opt/a/b", false),
+        mount(MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() }, "/deep/er", false),
+        mount(MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() }, "/opt/a/b", false),
         mount(bound(world.lower(), "/etc/passwd"), "/one.txt", true),
-        mount(MountSource::Tmpfs { size: None, mode: 0o755 }, "/deep/er/inner", false),
+        mount(
+            MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() },
+            "/deep/er/inner",
+            false,
+        ),
     ];
     let ran = world.run(&spec);
     ran.text();
@@ -112,7 +116,7 @@ fn memory(world: &World) {
     spec.mounts = vec![
         mount(file("s3cret\n", 0o440, 1000, 50), "/run/secrets/tok", true),
         mount(MountSource::Socket { path: socket, mode: 0o600, uid: 1000, gid: 0 }, "/agent", false),
-        mount(MountSource::Tmpfs { size: Some(2 << 20), mode: 0o700 }, "/t", false),
+        mount(MountSource::Tmpfs { size: Some(2 << 20), mode: 0o700, noexec: false, options: Vec::new() }, "/t", false),
         mount(file("echo script\n", 0o755, 0, 0), "/dev/pipes/EOF", true),
     ];
     assert!(!format!("{spec:?}").contains("115, 51"), "the secret shows in Debug");
@@ -158,7 +162,7 @@ fn links(world: &World) {
     fs::create_dir(&outside).expect("folder");
     symlink(&outside, lower.join("out")).expect("link");
     let mut spec = world.spec("ls -d /opt/tree/into /escape/d; echo 1 > /out/x/f");
-    let tmpfs = || MountSource::Tmpfs { size: None, mode: 0o755 };
+    let tmpfs = || MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() };
     spec.mounts =
         vec![mount(tmpfs(), "/lnk/into", false), mount(tmpfs(), "/up/d", false), mount(tmpfs(), "/out/x", false)];
     let ran = world.run(&spec);
@@ -174,7 +178,7 @@ fn cleaner(world: &World) {
     let script = format!("mv /p /q; ln -s {} /p", canary.display());
     let mut spec = world.spec(&script);
     spec.mounts = vec![
-        mount(MountSource::Tmpfs { size: None, mode: 0o755 }, "/p/keep", false),
+        mount(MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() }, "/p/keep", false),
         mount(bound(world.lower(), "etc/passwd"), "/p/victim", true),
     ];
     world.run(&spec);
@@ -184,8 +188,8 @@ fn cleaner(world: &World) {
 fn stub_used(world: &World) {
     let mut spec = world.spec("touch /deep/beside; chmod 700 /opt");
     spec.mounts = vec![
-        mount(MountSource::Tmpfs { size: None, mode: 0o755 }, "/deep/er", false),
-        mount(MountSource::Tmpfs { size: None, mode: 0o755 }, "/opt/x", false),
+        mount(MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() }, "/deep/er", false),
+        mount(MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() }, "/opt/x", false),
     ];
     assert_eq!(world.run(&spec).left(), ["deep/", "deep/beside", "opt/"]);
 }
@@ -217,7 +221,11 @@ fn inside_proc(world: &World) {
     symlink("/proc/self", world.lower().join("me")).expect("link");
     for target in ["/proc/sys", "/proc", "/proc/../proc/1", "/me"] {
         let mut spec = world.spec("true");
-        spec.mounts = vec![mount(MountSource::Tmpfs { size: None, mode: 0o755 }, target, false)];
+        spec.mounts = vec![mount(
+            MountSource::Tmpfs { size: None, mode: 0o755, noexec: false, options: Vec::new() },
+            target,
+            false,
+        )];
         assert!(world.run(&spec).outcome.is_err(), "{target}");
     }
 }

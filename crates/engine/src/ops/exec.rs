@@ -121,7 +121,9 @@ fn source_of(
         MountKind::Cache { id, sharing, mode, uid, gid } => {
             cache(worker, mount, task, held, id, *sharing, (*mode, *uid, *gid))?
         }
-        MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size, mode: 0o1777 },
+        MountKind::Tmpfs { size } => {
+            MountSource::Tmpfs { size: *size, mode: 0o1777, noexec: false, options: Vec::new() }
+        }
         MountKind::Secret { id, mode, uid, gid, optional } => match worker.secrets.get(id) {
             Some(value) => MountSource::File { data: value.0.clone(), mode: *mode, uid: *uid, gid: *gid },
             None if *optional => return Ok(None),
@@ -300,7 +302,7 @@ fn cgroup(worker: &BuildWorker, op: &ExecOp) -> Option<CgroupSpec> {
         cpu_shares: limits.cpu_shares,
         cpuset_cpus: limits.cpuset_cpus.clone(),
         cpuset_mems: limits.cpuset_mems.clone(),
-        pids: None,
+        ..CgroupSpec::default()
     })
 }
 

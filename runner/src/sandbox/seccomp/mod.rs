@@ -45,18 +45,54 @@ pub fn docker_default() -> &'static [Instruction] {
     static PROGRAM: OnceLock<Vec<Instruction>> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         if cfg!(target_arch = "x86_64") {
-            compile(&[X86_64_TABLE, I386_TABLE])
+            compile(&[X86_64_TABLE, I386_TABLE], &[])
         } else {
             // On other machines every call is of an unknown architecture, and the process ends: closed, not open.
-            compile(&[AARCH64_TABLE])
+            compile(&[AARCH64_TABLE], &[])
         }
     })
 }
 
-fn compile(architectures: &[Architecture]) -> Vec<Instruction> {
+/// The filter for a process with these capabilities, one bit for each number.
+pub fn docker_for(capabilities: u64) -> Vec<Instruction> {
+    let mut more: Vec<&str> = Vec::new();
+    for (number, calls) in BY_CAPABILITY {
+        if capabilities & (1 << number) != 0 {
+            more.extend(words(calls));
+        }
+    }
+    if more.is_empty() {
+        return docker_default().to_vec();
+    }
+    let tables: &[Architecture] =
+        if cfg!(target_arch = "x86_64") { &[X86_64_TABLE, I386_TABLE] } else { &[AARCH64_TABLE] };
+    compile(tables, &more)
+}
+
+/// Calls that docker allows to those who have a capability, by its number; those of its default set are in the policy.
+const BY_CAPABILITY: [(u8, &str); 12] = [
+    (2, "open_by_handle_at"),
+    (16, "delete_module init_module finit_module"),
+    (17, "iopl ioperm"),
+    (19, "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace"),
+    (20, "acct"),
+    (
+        21,
+        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie mount mount_setattr move_mount \
+         open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog umount umount2 unshare",
+    ),
+    (22, "reboot"),
+    (23, "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
+    (25, "settimeofday stime clock_settime clock_settime64"),
+    (26, "vhangup"),
+    (34, "syslog"),
+    (38, "perf_event_open"),
+];
+
+fn compile(architectures: &[Architecture], more: &[&str]) -> Vec<Instruction> {
     let mut program = vec![bpf::load(ARCHITECTURE)];
     for architecture in architectures {
-        let body = body(architecture);
+        let body = body(architecture, more);
         program.push(bpf::branch(JUMP_EQUAL, architecture.audit, 1, 0));
         program.push(bpf::jump(body.len()));
         program.extend(body);
@@ -65,32 +101,33 @@ fn compile(architectures: &[Architecture]) -> Vec<Instruction> {
     program
 }
 
-fn body(architecture: &Architecture) -> Vec<Instruction> {
+fn body(architecture: &Architecture, more: &[&str]) -> Vec<Instruction> {
     let mut code = vec![bpf::load(NUMBER)];
     if let Some(limit) = architecture.limit {
         code.push(bpf::branch(JUMP_AT_LEAST, limit, 0, 1));
         code.push(bpf::ret(bpf::refuse(ENOSYS)));
     }
-    let calls = calls(architecture.table);
+    let calls = calls(architecture.table, more);
     code.extend(bpf::search(&bpf::ranges(&calls, &Verdict::Refuse(EPERM), LAST_KNOWN)));
     code
 }
 
 /// Numbers with their verdicts, sorted.
-fn calls(table: &str) -> Vec<(u32, Verdict)> {
+fn calls(table: &str, more: &[&str]) -> Vec<(u32, Verdict)> {
     let allowed: std::collections::HashSet<&str> = words(POLICY).collect();
     let mut calls: Vec<(u32, Verdict)> = words(table)
         .filter_map(|word| {
             let (name, number) = word.split_once('=')?;
-            Some((number.parse().ok()?, verdict(name, &allowed)?))
+            Some((number.parse().ok()?, verdict(name, &allowed, more)?))
         })
         .collect();
     calls.sort_by_key(|(number, _)| *number);
     calls
 }
 
-fn verdict(name: &str, allowed: &std::collections::HashSet<&str>) -> Option<Verdict> {
+fn verdict(name: &str, allowed: &std::collections::HashSet<&str>, more: &[&str]) -> Option<Verdict> {
     match name {
+        name if more.contains(&name) => Some(Verdict::Allow),
         // Its flags are in memory where no filter can look; libraries fall back on clone.
         "clone3" => Some(Verdict::Refuse(ENOSYS)),
         "clone" => Some(Verdict::FirstArgumentIn { mask: NAMESPACE_FLAGS, values: &[0] }),

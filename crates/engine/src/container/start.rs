@@ -1,0 +1,504 @@
+//! From what a container was written down as to its sandbox.
+
+use super::mounts::clean;
+use crate::{Engine, EngineError};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use xbuild_cache::TreeId;
+use xbuild_runner::container::config::{HostConfig, Mount};
+use xbuild_runner::container::{
+    Connection, ContainerError, Found, Lock, Request, Streams, group_of, log, start_monitor,
+};
+use xbuild_runner::{
+    Account, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges, Rlimit, Rootfs,
+    Seccomp, Security, Space, Spec,
+};
+
+impl Engine {
+    /// Starts a container that does not run; the answer comes over the connection. `attach` names streams that are passed
+    /// on from the beginning, and `size` rows and columns of a terminal.
+    pub fn start(
+        &self,
+        found: &Found,
+        lock: Lock,
+        attach: Option<Streams>,
+        size: Option<(u16, u16)>,
+    ) -> Result<Connection, EngineError> {
+        let spec = self.spec_of(found, size)?;
+        let connection = start_monitor(&found.directory, &found.container.name, lock)?;
+        connection.send(&Request::Start { spec: Box::new(spec), attach })?;
+        Ok(connection)
+    }
+
+    /// The sandbox that a container's process, or a look at its files, needs.
+    pub fn spec_of(&self, found: &Found, size: Option<(u16, u16)>) -> Result<Spec, EngineError> {
+        let container = &found.container;
+        let (config, host) = (&container.config, &container.host_config);
+        let network = self.network_of(host)?;
+        self.write_files(found)?;
+        let mut env = config.env.clone();
+        let has = |env: &[String], name: &str| env.iter().any(|entry| entry.split('=').next() == Some(name));
+        if !has(&env, "HOSTNAME") {
+            env.push(format!("HOSTNAME={}", config.hostname));
+        }
+        if config.tty && !has(&env, "TERM") {
+            env.push("TERM=xterm".to_owned());
+        }
+        let cwd = if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() };
+        let privileges = privileges(host)?;
+        let root = self.root_of(found)?;
+        Ok(Spec {
+            env,
+            cwd,
+            account: Some(Account { user: config.user.clone(), groups: host.group_add.clone().unwrap_or_default() }),
+            mounts: self.mounts_of(found)?,
+            network,
+            devices: devices(host)?,
+            security: Security::Custom(privileges),
+            hostname: config.hostname.clone(),
+            domainname: config.domainname.clone(),
+            namespaces: Namespaces {
+                pid: self.space(&host.pid_mode, "pid")?,
+                ipc: self.space(&host.ipc_mode, "ipc")?,
+                uts: self.space(&host.uts_mode, "uts")?,
+                cgroup: self.space(&host.cgroupns_mode, "cgroupns")?,
+            },
+            readonly_root: host.readonly_rootfs,
+            sysctls: host.sysctls.clone().into_iter().collect(),
+            oom_score_adj: Some(host.oom_score_adj).filter(|score| *score != 0),
+            show_cgroups: true,
+            shm_size: Some(host.shm_size).filter(|size| *size > 0),
+            rlimits: rlimits(host),
+            cgroup: Some(group_of(container)),
+            console: config.tty.then(|| size.unwrap_or((0, 0))),
+            init: host.init.unwrap_or(false),
+            ..Spec::new(root, container.command())
+        })
+    }
+
+    /// The image's layers under the container's own.
+    fn root_of(&self, found: &Found) -> Result<Rootfs, EngineError> {
+        let mut lower = self.store().dirs(TreeId::from(found.container.tree))?;
+        lower.push(self.containers().skeleton()?);
+        Ok(Rootfs::Overlay {
+            lower,
+            upper: found.directory.join("fs"),
+            work: found.directory.join("work"),
+            // What is thrown away when it ends needs no care.
+            volatile: found.container.host_config.auto_remove,
+            userxattr: false,
+        })
+    }
+
+    /// `hosts`, `hostname` and `resolv.conf`, which belong to the container.
+    fn write_files(&self, found: &Found) -> Result<(), EngineError> {
+        let (config, host) = (&found.container.config, &found.container.host_config);
+        let hosts = if host.network_mode == "host" {
+            std::fs::read("/etc/hosts").unwrap_or_default()
+        } else {
+            b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n\
+              ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+                .to_vec()
+        };
+        let mut hosts = String::from_utf8_lossy(&hosts).into_owned();
+        for (name, address) in host.extra_hosts.iter().flatten().filter_map(|entry| entry.split_once(':')) {
+            hosts.push_str(&format!("{address}\t{name}\n"));
+        }
+        let hostname = format!("{}\n", config.hostname);
+        let files = [("hosts", hosts), ("hostname", hostname), ("resolv.conf", resolv_conf(host))];
+        for (name, text) in files {
+            let path = found.directory.join(name);
+            std::fs::write(&path, text).map_err(|error| EngineError::io("write", &path, error))?;
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
+                .map_err(|error| EngineError::io("set the mode of", &path, error))?;
+        }
+        Ok(())
+    }
+
+    /// All mounts over the root, the outer ones first.
+    fn mounts_of(&self, found: &Found) -> Result<Vec<MountSpec>, EngineError> {
+        let host = &found.container.host_config;
+        let mut mounts = Vec::new();
+        for name in ["hosts", "hostname", "resolv.conf"] {
+            mounts.push(MountSpec {
+                source: MountSource::Bind {
+                    path: found.directory.join(name),
+                    selector: String::new(),
+                    recursive: false,
+                },
+                destination: format!("/etc/{name}"),
+                readonly: host.readonly_rootfs,
+            });
+        }
+        let mut asked = Vec::new();
+        for mount in &found.container.mounts {
+            asked.push(MountSpec {
+                source: MountSource::Bind {
+                    path: self.source_of(mount)?,
+                    selector: String::new(),
+                    recursive: mount.kind == "bind" && !mount.non_recursive,
+                },
+                destination: mount.destination.clone(),
+                readonly: !mount.rw,
+            });
+        }
+        for (target, options) in &host.tmpfs {
+            asked.push(tmpfs(target, options)?);
+        }
+        for one in host.mounts.iter().filter(|one| one.kind == "tmpfs") {
+            asked.push(MountSpec {
+                source: MountSource::Tmpfs {
+                    size: one.tmpfs_size,
+                    mode: one.tmpfs_mode.unwrap_or(0o1777),
+                    noexec: true,
+                    options: Vec::new(),
+                },
+                destination: one.target.clone(),
+                readonly: one.read_only,
+            });
+        }
+        asked.sort_by_key(|mount| Path::new(&clean(&mount.destination)).components().count());
+        mounts.retain(|own| !asked.iter().any(|mount| clean(&mount.destination) == own.destination));
+        mounts.extend(asked);
+        Ok(mounts)
+    }
+
+    fn source_of(&self, mount: &Mount) -> Result<PathBuf, EngineError> {
+        if mount.kind == "volume" {
+            return Ok(self.volumes().data(&mount.name));
+        }
+        let path = PathBuf::from(&mount.source);
+        if std::fs::metadata(&path).is_err() {
+            std::fs::create_dir_all(&path).map_err(|error| EngineError::io("make", &path, error))?;
+        }
+        path.canonicalize().map_err(|error| EngineError::io("open", &path, error))
+    }
+
+    fn space(&self, mode: &str, what: &str) -> Result<Space, EngineError> {
+        match mode {
+            "" | "private" | "shareable" => Ok(Space::Own),
+            "host" => Ok(Space::Host),
+            other => match other.strip_prefix("container:") {
+                Some(name) => Ok(Space::Of(self.process_of(name)?)),
+                None => Err(EngineError::Source(format!("--{what}: invalid mode: {other}"))),
+            },
+        }
+    }
+
+    /// Process 1 of a container that runs.
+    fn process_of(&self, name: &str) -> Result<u32, EngineError> {
+        let found = self.containers().find(name)?;
+        match found.state.pid {
+            0 => Err(ContainerError::Refused(format!(
+                "cannot join namespaces of a non running container: container {} is not running",
+                found.container.name
+            ))
+            .into()),
+            pid => Ok(pid),
+        }
+    }
+
+    /// Where the container's network comes from.
+    fn network_of(&self, host: &HostConfig) -> Result<Network, EngineError> {
+        match host.network_mode.as_str() {
+            "host" => Ok(Network::Host),
+            "none" => Ok(Network::None),
+            other => match other.strip_prefix("container:") {
+                Some(name) => Ok(Network::Namespace(PathBuf::from(format!("/proc/{}/ns/net", self.process_of(name)?)))),
+                None => Ok(Network::None),
+            },
+        }
+    }
+}
+
+/// The host name of a container that was given none.
+pub fn host_name(engine: &Engine, host: &HostConfig, id: &str) -> Result<String, EngineError> {
+    let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if host.network_mode == "host" || host.uts_mode == "host" {
+        return Ok(own());
+    }
+    match host.network_mode.strip_prefix("container:") {
+        Some(name) => Ok(engine.containers().find(name)?.container.config.hostname),
+        None => Ok(id[..12].to_owned()),
+    }
+}
+
+fn resolv_conf(host: &HostConfig) -> String {
+    let base = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    if host.dns.is_empty() && host.dns_search.is_empty() && host.dns_options.is_empty() {
+        return base;
+    }
+    let of = |keyword: &'static str| {
+        base.lines().filter(move |line| line.split_whitespace().next() == Some(keyword)).map(str::to_owned)
+    };
+    let mut lines: Vec<String> = match host.dns.is_empty() {
+        true => of("nameserver").collect(),
+        false => host.dns.iter().map(|server| format!("nameserver {server}")).collect(),
+    };
+    match host.dns_search.iter().any(|domain| domain != ".") {
+        true => lines.push(format!("search {}", host.dns_search.join(" "))),
+        false if host.dns_search.is_empty() => lines.extend(of("search")),
+        false => {}
+    }
+    match host.dns_options.is_empty() {
+        true => lines.extend(of("options")),
+        false => lines.push(format!("options {}", host.dns_options.join(" "))),
+    }
+    lines.join("\n") + "\n"
+}
+
+/// `--tmpfs PATH:OPTIONS`.
+fn tmpfs(target: &str, options: &str) -> Result<MountSpec, EngineError> {
+    let (mut size, mut mode, mut noexec, mut readonly) = (None, 0o1777, true, false);
+    let mut more = Vec::new();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        let wrong = || EngineError::Source(format!("invalid tmpfs option [\"{option}\"]"));
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("size", value) => size = Some(log::parse_size(value).ok_or_else(wrong)?),
+            ("mode", value) => mode = u32::from_str_radix(value, 8).map_err(|_| wrong())?,
+            ("exec", "") => noexec = false,
+            ("noexec", "") => noexec = true,
+            ("ro", "") => readonly = true,
+            ("rw" | "nosuid" | "nodev" | "noatime" | "relatime", "") => {}
+            (key @ ("uid" | "gid" | "nr_inodes" | "nr_blocks" | "mpol" | "huge"), value) if !value.is_empty() => {
+                more.push((key.to_owned(), value.to_owned()));
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(MountSpec {
+        source: MountSource::Tmpfs { size, mode, noexec, options: more },
+        destination: target.to_owned(),
+        readonly,
+    })
+}
+
+/// What `exec --privileged` may do in a container.
+pub fn exec_privileges(host: &HostConfig, all: bool) -> Result<Privileges, EngineError> {
+    let own = privileges(host)?;
+    Ok(match all {
+        true => Privileges { capabilities: u64::MAX, seccomp: Seccomp::Unconfined, ..own },
+        false => own,
+    })
+}
+
+fn privileges(host: &HostConfig) -> Result<Privileges, EngineError> {
+    let mut privileges = Privileges {
+        capabilities: capabilities(host)?,
+        seccomp: if host.privileged { Seccomp::Unconfined } else { Seccomp::Default },
+        no_new_privileges: false,
+        masked: !host.privileged,
+        all_devices: host.privileged,
+    };
+    for option in host.security_opt.iter().flatten() {
+        let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+        match (key, value) {
+            ("no-new-privileges", "" | "true") => privileges.no_new_privileges = true,
+            ("no-new-privileges", "false") => {}
+            ("seccomp", "unconfined") => privileges.seccomp = Seccomp::Unconfined,
+            ("seccomp", "builtin") => privileges.seccomp = Seccomp::Default,
+            ("seccomp", _) => {
+                return Err(EngineError::Source(
+                    "--security-opt seccomp: profiles from files are not supported; use `unconfined` or `builtin`"
+                        .to_owned(),
+                ));
+            }
+            // Neither is there on hosts without those modules, and docker's default is none of them then.
+            ("apparmor" | "label", "unconfined" | "disable") => {}
+            ("systempaths", "unconfined") => privileges.masked = false,
+            _ => return Err(EngineError::Source(format!("invalid --security-opt 2: {option}"))),
+        }
+    }
+    Ok(privileges)
+}
+
+/// Names of capabilities in the order of their numbers.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+fn capabilities(host: &HostConfig) -> Result<u64, EngineError> {
+    if host.privileged {
+        return Ok(u64::MAX);
+    }
+    let all = (1 << CAPABILITIES.len()) - 1;
+    let bits = |names: &Option<Vec<String>>| {
+        names.iter().flatten().try_fold((0u64, false), |(bits, every), name| {
+            let upper = name.to_uppercase();
+            let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+            if short == "ALL" {
+                return Ok((bits, true));
+            }
+            let at = CAPABILITIES.iter().position(|known| *known == short);
+            let at = at.ok_or_else(|| EngineError::Source(format!("invalid capability: \"CAP_{short}\"")))?;
+            Ok::<_, EngineError>((bits | 1 << at, every))
+        })
+    };
+    let (added, add_all) = bits(&host.cap_add)?;
+    let (dropped, drop_all) = bits(&host.cap_drop)?;
+    Ok(match (add_all, drop_all) {
+        (true, _) => all & !dropped,
+        (false, true) => added,
+        (false, false) => (DEFAULT_CAPABILITIES | added) & !dropped,
+    })
+}
+
+fn rlimits(host: &HostConfig) -> Vec<Rlimit> {
+    let bound = |value: i64| u64::try_from(value).ok();
+    host.ulimits
+        .iter()
+        .map(|limit| Rlimit { name: limit.name.clone(), soft: bound(limit.soft), hard: bound(limit.hard) })
+        .collect()
+}
+
+fn devices(host: &HostConfig) -> Result<Vec<DeviceNode>, EngineError> {
+    let mut nodes = Vec::new();
+    if host.privileged {
+        all_devices(Path::new("/dev"), &mut nodes);
+    }
+    for device in &host.devices {
+        let path = Path::new(&device.path_on_host);
+        let access = if device.cgroup_permissions.is_empty() { "rwm" } else { &device.cgroup_permissions };
+        if !access.bytes().all(|byte| b"rwm".contains(&byte)) {
+            return Err(EngineError::Source(format!("bad mode specified: {access}")));
+        }
+        let about = std::fs::metadata(path).map_err(|error| {
+            EngineError::Source(format!(
+                "error gathering device information while adding custom device \"{}\": {error}",
+                path.display()
+            ))
+        })?;
+        let target = clean(&device.path_in_container);
+        if about.is_dir() {
+            let mut below = Vec::new();
+            all_devices(path, &mut below);
+            let base = target.trim_start_matches("/dev/").to_owned();
+            for mut node in below {
+                node.path = format!("{base}/{}", node.path.rsplit('/').next().unwrap_or_default());
+                node.access = access.to_owned();
+                nodes.push(node);
+            }
+            continue;
+        }
+        let inside = target.strip_prefix("/dev/").ok_or_else(|| {
+            EngineError::Source(format!("device {target}: devices can only be made below /dev of the container"))
+        })?;
+        let node = node(&about, inside, access)
+            .ok_or_else(|| EngineError::Source(format!("{} is not a device node", path.display())))?;
+        nodes.retain(|before: &DeviceNode| before.path != node.path);
+        nodes.push(node);
+    }
+    Ok(nodes)
+}
+
+fn node(about: &std::fs::Metadata, path: &str, access: &str) -> Option<DeviceNode> {
+    let kind = about.file_type();
+    (kind.is_block_device() || kind.is_char_device()).then(|| DeviceNode {
+        path: path.to_owned(),
+        block: kind.is_block_device(),
+        major: rustix::fs::major(about.rdev()),
+        minor: rustix::fs::minor(about.rdev()),
+        mode: about.mode() & 0o777,
+        uid: about.uid(),
+        gid: about.gid(),
+        access: access.to_owned(),
+    })
+}
+
+/// Every device node of the host, but terminals, which the container has of its own.
+fn all_devices(directory: &Path, nodes: &mut Vec<DeviceNode>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(about) = std::fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let name = path.strip_prefix("/dev").unwrap_or(&path).to_string_lossy().into_owned();
+        if about.is_dir() && !matches!(name.as_str(), "pts" | "shm" | "fd" | "mqueue" | ".lxc" | ".lxd-mounts") {
+            all_devices(&path, nodes);
+        } else if !matches!(name.as_str(), "console" | "ptmx") {
+            nodes.extend(node(&about, &name, "rwm"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caps(add: &[&str], drop: &[&str]) -> Result<u64, EngineError> {
+        let list = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        capabilities(&HostConfig { cap_add: list(add), cap_drop: list(drop), ..HostConfig::default() })
+    }
+
+    #[test]
+    fn capabilities_are_added_and_dropped_as_docker_does() {
+        assert_eq!(caps(&[], &[]).unwrap(), 0xa804_25fb);
+        assert_eq!(caps(&[], &["all"]).unwrap(), 0);
+        assert_eq!(caps(&["CHOWN"], &["ALL"]).unwrap(), 1);
+        assert_eq!(caps(&[], &["CAP_NET_RAW"]).unwrap(), 0xa804_05fb);
+        assert_eq!(caps(&["net_admin"], &[]).unwrap(), 0xa804_35fb);
+        assert_eq!(caps(&["ALL"], &["CHOWN"]).unwrap(), (1 << 41) - 2);
+        assert!(caps(&["NO_SUCH"], &[]).is_err());
+    }
+
+    #[test]
+    fn resolver_options_replace_their_kind_only() {
+        let host = HostConfig {
+            dns: vec!["192.0.2.53".to_owned()],
+            dns_search: vec!["a.example".to_owned(), "b.example".to_owned()],
+            dns_options: vec!["ndots:3".to_owned()],
+            ..HostConfig::default()
+        };
+        assert_eq!(resolv_conf(&host), "nameserver 192.0.2.53\nsearch a.example b.example\noptions ndots:3\n");
+    }
+
+    #[test]
+    fn options_of_a_tmpfs_are_read() {
+        let mount = tmpfs("/t", "size=1m,mode=700,exec,uid=5").unwrap();
+        let options = vec![("uid".to_owned(), "5".to_owned())];
+        let want = MountSource::Tmpfs { size: Some(1 << 20), mode: 0o700, noexec: false, options };
+        assert_eq!(mount.source, want);
+        assert!(tmpfs("/t", "nonsense").is_err());
+    }
+}

@@ -1,0 +1,258 @@
+//! A process that the monitor started, with its streams.
+
+use super::wire::ExecRequest;
+use crate::devices::DeviceControl;
+use crate::error::SandboxError;
+use crate::protocol::{Frame, receive};
+use crate::sandbox;
+use crate::sandbox::join::Joining;
+use crate::spec::{CgroupSpec, Space, Spec};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use xbuild_sys::Forked;
+
+/// What the process has for standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    Nothing,
+    Pipe,
+}
+
+/// A process, from fork to its end.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: u32,
+    pub(super) pidfd: OwnedFd,
+    /// Reports of the set-up; gone when the program runs or has failed to.
+    pub(super) session: Option<OwnedFd>,
+    pub(super) failure: Option<SandboxError>,
+    pub(super) ended: Option<i32>,
+    pub(super) streams: Streams,
+}
+
+/// Our ends of a process's streams.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    pub(super) terminal: bool,
+    /// Where the controlling side of a terminal is to arrive.
+    pub(super) console: Option<OwnedFd>,
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdout: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
+    /// Bytes for standard input that did not fit yet.
+    pub(super) input: VecDeque<u8>,
+    /// No more will come.
+    pub(super) input_ends: bool,
+}
+
+/// What opens namespaces again that the monitor left for a moment.
+#[derive(Debug)]
+pub(super) struct Home {
+    pid_namespace: OwnedFd,
+    null: OwnedFd,
+}
+
+impl Home {
+    pub(super) fn of_this_process() -> io::Result<Home> {
+        let open = |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, rustix::fs::Mode::empty());
+        Ok(Home { pid_namespace: open("/proc/self/ns/pid", OFlags::RDONLY)?, null: open("/dev/null", OFlags::RDWR)? })
+    }
+
+    /// Forks with the children's pid namespace that `space` says.
+    fn fork(&self, space: &Space) -> io::Result<Forked> {
+        let Space::Of(pid) = space else {
+            return xbuild_sys::fork_pid_namespace(*space == Space::Own);
+        };
+        let other = sandbox::namespaces::open(*pid, "pid")?;
+        // Of the children to come, not of this process.
+        move_into_link_name_space(other.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
+        let forked = xbuild_sys::fork_pid_namespace(false);
+        if !matches!(forked, Ok(Forked::Child)) {
+            move_into_link_name_space(self.pid_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
+        }
+        forked
+    }
+}
+
+impl Child {
+    /// Starts the container's own process.
+    pub(super) fn start(home: &Home, spec: &Spec, devices: &DeviceControl, input: Input) -> io::Result<Child> {
+        let (streams, theirs) = Streams::new(home, input, spec.console.is_some())?;
+        Child::fork(home, &spec.namespaces.pid, streams, |session| sandbox::enter_with(session, theirs, devices, spec))
+    }
+
+    /// Starts another process beside the one whose id is `main`.
+    pub(super) fn join(
+        home: &Home,
+        main: u32,
+        request: &ExecRequest,
+        cgroup: &CgroupSpec,
+        input: Input,
+    ) -> io::Result<Child> {
+        let (streams, theirs) = Streams::new(home, input, request.console.is_some())?;
+        let joining = Joining {
+            pid: main,
+            args: &request.args,
+            env: &request.env,
+            cwd: &request.cwd,
+            account: &request.account,
+            privileges: &request.privileges,
+            rlimits: &request.rlimits,
+            console: request.console,
+            cgroup,
+        };
+        Child::fork(home, &Space::Of(main), streams, |session| sandbox::join::enter(session, theirs, &joining))
+    }
+
+    fn fork(home: &Home, space: &Space, streams: Streams, become_it: impl FnOnce(&OwnedFd)) -> io::Result<Child> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        match home.fork(space)? {
+            Forked::Child => {
+                drop(ours);
+                become_it(&theirs);
+                // It never comes back.
+                xbuild_sys::exit_now(125)
+            }
+            Forked::Parent { pid, pidfd } => {
+                Ok(Child { pid, pidfd, session: Some(ours), failure: None, ended: None, streams })
+            }
+        }
+    }
+
+    /// Takes a report of the set-up. The end of the session means that the program runs, unless it failed before.
+    pub(super) fn take_report(&mut self) {
+        let Some(session) = &self.session else {
+            return;
+        };
+        match receive::<Frame>(session.as_fd()) {
+            Ok(Some(Frame::Failed(failure, _) | Frame::NotStarted(failure))) => self.failure = Some(failure.into()),
+            Ok(Some(Frame::Ready(_) | Frame::Ended { .. })) => {}
+            Ok(None) => self.session = None,
+            Err(error) => {
+                self.failure = Some(SandboxError::Protocol(error.to_string()));
+                self.session = None;
+            }
+        }
+    }
+
+    /// Takes the end of the process: its exit code, or 128 and the signal.
+    pub(super) fn take_end(&mut self) {
+        let code = match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => code,
+                (None, Some(signal)) => 128 + signal,
+                (None, None) => 255,
+            },
+            Ok(None) | Err(Errno::INTR) => return,
+            Err(_) => 255,
+        };
+        // What it had to say comes before.
+        while self.session.is_some() {
+            self.take_report();
+        }
+        self.ended = Some(code);
+    }
+
+    /// Sends a signal; a process that has ended takes none.
+    pub(super) fn signal(&self, signal: i32) {
+        if self.ended.is_none() {
+            let _ = xbuild_sys::pidfd_kill(self.pidfd.as_fd(), signal);
+        }
+    }
+}
+
+impl Streams {
+    fn new(home: &Home, input: Input, terminal: bool) -> io::Result<(Streams, [OwnedFd; 3])> {
+        let null = || home.null.try_clone();
+        if terminal {
+            let (ours, theirs) =
+                rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+            let streams = Streams { terminal: true, console: Some(ours), ..Streams::default() };
+            return Ok((streams, [theirs, null()?, null()?]));
+        }
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let ((out, their_out), (err, their_err)) = (pipe()?, pipe()?);
+        let mut streams = Streams { stdout: Some(out), stderr: Some(err), ..Streams::default() };
+        let their_in = match input {
+            Input::Nothing => null()?,
+            Input::Pipe => {
+                let (theirs, ours) = pipe()?;
+                streams.stdin = Some(ours);
+                theirs
+            }
+        };
+        for ours in [&streams.stdin, &streams.stdout, &streams.stderr].into_iter().flatten() {
+            rustix::io::ioctl_fionbio(ours, true)?;
+        }
+        Ok((streams, [their_in, their_out, their_err]))
+    }
+
+    /// Takes the controlling side of the terminal.
+    pub(super) fn take_console(&mut self) -> io::Result<()> {
+        let Some(console) = self.console.take() else {
+            return Ok(());
+        };
+        let mut byte = [0; 1];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        rustix::net::recvmsg(&console, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut received) = message
+                && let Some(controller) = received.next()
+            {
+                rustix::io::ioctl_fionbio(&controller, true)?;
+                self.stdin = Some(controller.try_clone()?);
+                self.stdout = Some(controller);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the terminal's size, if there is one.
+    pub(super) fn resize(&self, rows: u16, columns: u16) {
+        if let (true, Some(controller)) = (self.terminal, &self.stdout) {
+            let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            // A terminal that is closing has no size any more.
+            let _ = rustix::termios::tcsetwinsize(controller, size);
+        }
+    }
+
+    /// Keeps bytes for standard input.
+    pub(super) fn feed(&mut self, data: &[u8]) {
+        if self.stdin.is_some() || self.console.is_some() {
+            self.input.extend(data);
+        }
+    }
+
+    /// Writes what fits to standard input, and closes it behind the last byte.
+    pub(super) fn push(&mut self) {
+        while let (Some(stdin), false) = (&self.stdin, self.input.is_empty()) {
+            match rustix::io::write(stdin, self.input.as_slices().0) {
+                Ok(count) => drop(self.input.drain(..count)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    // Nobody reads any more.
+                    self.input.clear();
+                    self.stdin = None;
+                }
+            }
+        }
+        if self.input.is_empty() && self.input_ends {
+            self.stdin = None;
+        }
+    }
+
+    /// Whether output can still come.
+    pub(super) fn is_open(&self) -> bool {
+        self.console.is_some() || self.stdout.is_some() || self.stderr.is_some()
+    }
+}

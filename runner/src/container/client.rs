@@ -1,0 +1,137 @@
+//! The commands' side of a monitor: starting one, and talking to it.
+
+use super::error::{At, ContainerError};
+use super::files::{Found, Lock};
+use super::monitor::MONITOR_NAME;
+use super::wire::{self, Answer, Request, Tag};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+type Result<T> = std::result::Result<T, ContainerError>;
+
+/// A connection to a monitor. Clones share it: one thread may read while others send.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    socket: Arc<OwnedFd>,
+    name: String,
+}
+
+/// What comes from a monitor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes of standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+    /// Anything else.
+    Answer(Answer),
+}
+
+/// Starts a monitor for the container in `directory`, which takes the lock over and waits for its first request.
+pub fn start_monitor(directory: &Path, name: &str, lock: Lock) -> Result<Connection> {
+    let at = |error: std::io::Error| ContainerError::Io {
+        action: "start the monitor in",
+        path: directory.to_owned(),
+        source: error,
+    };
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| at(error.into()))?;
+    let program = crate::launcher::own_program().map_err(at)?;
+    let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0(MONITOR_NAME)
+        .arg(directory.file_name().unwrap_or_default())
+        .env_clear()
+        .current_dir(directory)
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::from(lock.into_file()))
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(at)?;
+    // It forks once more to be nobody's child; what stays here ends at once.
+    child.wait().map_err(at)?;
+    Ok(Connection { socket: Arc::new(ours), name: name.to_owned() })
+}
+
+impl Connection {
+    /// Connects to the monitor of a container; `None` when there is none.
+    pub fn open(found: &Found) -> Result<Option<Connection>> {
+        let directory = &found.directory;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = match rustix::fs::open(directory, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            opened => opened.at("open", directory)?,
+        };
+        // The path itself may be longer than an address can be.
+        let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/socket", opened.as_raw_fd()))
+            .at("connect to the monitor in", directory)?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .at("connect to the monitor in", directory)?;
+        match connect(&socket, &address) {
+            Ok(()) => Ok(Some(Connection { socket: Arc::new(socket), name: found.container.name.clone() })),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => Ok(None),
+            Err(error) => Err(error).at("connect to the monitor in", directory),
+        }
+    }
+
+    /// Sends a request.
+    pub fn send(&self, request: &Request) -> Result<()> {
+        let bytes = wire::message(Tag::Request, request).map_err(|error| self.gone(&error))?;
+        wire::write(self.socket.as_fd(), &bytes).map_err(|error| self.gone(&error))
+    }
+
+    /// Sends bytes for standard input; none is its end.
+    pub fn feed(&self, data: &[u8]) -> Result<()> {
+        wire::write(self.socket.as_fd(), &wire::frame(Tag::Stdin, data)).map_err(|error| self.gone(&error))
+    }
+
+    /// Waits for what comes next; `None` when the monitor has closed the connection.
+    pub fn next(&self) -> Result<Option<Event>> {
+        let Some((tag, content)) = wire::read(self.socket.as_fd()).map_err(|error| self.gone(&error))? else {
+            return Ok(None);
+        };
+        match tag {
+            Tag::Stdout => Ok(Some(Event::Stdout(content))),
+            Tag::Stderr => Ok(Some(Event::Stderr(content))),
+            _ => match serde_json::from_slice(&content) {
+                Ok(answer) => Ok(Some(Event::Answer(answer))),
+                Err(_) => Err(ContainerError::MonitorGone(self.name.clone())),
+            },
+        }
+    }
+
+    /// Waits for the next answer; output that comes before it is lost.
+    pub fn answer(&self) -> Result<Answer> {
+        loop {
+            match self.next()? {
+                Some(Event::Answer(answer)) => return Ok(answer),
+                Some(_) => {}
+                None => return Err(ContainerError::MonitorGone(self.name.clone())),
+            }
+        }
+    }
+
+    /// Sends a request and waits until it is done.
+    pub fn ask(&self, request: &Request) -> Result<Answer> {
+        self.send(request)?;
+        match self.answer()? {
+            Answer::Refused(why) => Err(ContainerError::Refused(why)),
+            Answer::Failed { message, code } => Err(ContainerError::Start { message, code }),
+            other => Ok(other),
+        }
+    }
+
+    /// Closes the connection; whoever waits for it is told.
+    pub fn hang_up(&self) {
+        // A connection that is gone already is what is wanted.
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+    }
+
+    fn gone(&self, _: &std::io::Error) -> ContainerError {
+        ContainerError::MonitorGone(self.name.clone())
+    }
+}

@@ -1,0 +1,40 @@
+//! Going into namespaces of other processes.
+
+use crate::error::{During, Failure};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// Opens a namespace of a process; `/proc` has to be the host's.
+pub(crate) fn open(pid: u32, name: &str) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(format!("/proc/{pid}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Goes into an open namespace. That of mounts changes root and working directory, too.
+pub(super) fn enter(namespace: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let kind = match name {
+        "mnt" => LinkNameSpaceType::Mount,
+        "ipc" => LinkNameSpaceType::InterProcessCommunication,
+        "uts" => LinkNameSpaceType::HostNameAndNISDomainName,
+        "cgroup" => LinkNameSpaceType::ControlGroup,
+        "net" => LinkNameSpaceType::Network,
+        _ => return Err(Errno::INVAL),
+    };
+    move_into_link_name_space(namespace.as_fd(), Some(kind))
+}
+
+/// Goes into a namespace of a process.
+pub(super) fn join(pid: u32, name: &str) -> Result<(), Failure> {
+    open(pid, name)
+        .and_then(|space| enter(&space, name))
+        .during(|| format!("join the {name} namespace of process {pid}"))
+}
+
+/// Goes into the network namespace that a file stands for.
+pub(super) fn join_network(path: &Path) -> Result<(), Failure> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|space| enter(&space, "net"))
+        .during(|| format!("join the network namespace `{}`", path.display()))
+}

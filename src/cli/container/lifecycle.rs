@@ -1,0 +1,460 @@
+//! `start stop restart kill pause unpause wait rename rm update`.
+
+use super::flags::Limits;
+use super::run::finish;
+use super::session::{self, Session};
+use super::{each, values};
+use crate::cli::{Global, Outcome};
+use anyhow::{Context, Result, bail};
+use std::io::Write;
+use std::time::{Duration, Instant};
+use xbuild_engine::Engine;
+use xbuild_runner::container::monitor::{attributes, stop_signal};
+use xbuild_runner::container::{
+    Answer, Connection, ContainerError, Containers, Found, Lock, Request, Status, Streams, is_name, remove, signals,
+    update_limits,
+};
+
+/// Flags of `start`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct StartArgs {
+    /// Attach to output, and pass signals on
+    #[arg(short, long)]
+    attach: bool,
+    /// Attach to standard input
+    #[arg(short, long)]
+    interactive: bool,
+    /// Keys that detach from the container
+    #[arg(long, value_name = "KEYS")]
+    detach_keys: Option<String>,
+    /// Names or IDs
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Flags of `stop` and `restart`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct StopArgs {
+    /// Signal in place of the container's own
+    #[arg(short, long)]
+    signal: Option<String>,
+    /// Seconds until it is killed; -1 waits for ever
+    #[arg(short = 't', long = "time", alias = "timeout", allow_hyphen_values = true)]
+    time: Option<i64>,
+    /// Names or IDs
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Flags of `kill`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct KillArgs {
+    /// Signal
+    #[arg(short, long, default_value = "KILL")]
+    signal: String,
+    /// Names or IDs
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Names of containers.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Names {
+    /// Names or IDs
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Names of `rename`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct RenameArgs {
+    /// Name or ID
+    container: String,
+    /// New name
+    name: String,
+}
+
+/// Flags of `rm`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct RmArgs {
+    /// Kill and remove containers that run, too
+    #[arg(short, long)]
+    force: bool,
+    /// Remove nameless volumes, too
+    #[arg(short, long)]
+    volumes: bool,
+    /// Names or IDs
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Flags of `update`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct UpdateArgs {
+    #[arg(long)]
+    blkio_weight: Option<u16>,
+    #[arg(long)]
+    cpu_period: Option<i64>,
+    #[arg(long)]
+    cpu_quota: Option<i64>,
+    #[arg(short = 'c', long)]
+    cpu_shares: Option<i64>,
+    #[arg(long)]
+    cpus: Option<String>,
+    #[arg(long)]
+    cpuset_cpus: Option<String>,
+    #[arg(long)]
+    cpuset_mems: Option<String>,
+    #[arg(short, long)]
+    memory: Option<String>,
+    #[arg(long)]
+    memory_reservation: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
+    memory_swap: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
+    pids_limit: Option<i64>,
+    /// When to start it again
+    #[arg(long)]
+    restart: Option<String>,
+    /// Names or IDs
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// The time that a monitor may take to let go of a container that has ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Seconds until a container is killed when nothing else is said.
+const STOP_TIMEOUT: i64 = 10;
+
+/// The right to change a container; `None` when it runs.
+pub(crate) fn lock_idle(containers: &Containers, id: &str) -> Result<Option<Lock>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(lock) = containers.try_lock(id)? {
+            return Ok(Some(lock));
+        }
+        if containers.read(id)?.state.status.is_alive() {
+            return Ok(None);
+        }
+        if Instant::now() > deadline {
+            bail!("container {id} is being changed by another process");
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// A connection to the monitor of a container that runs; `None` when it does not, or no longer.
+pub(crate) fn connect(containers: &Containers, found: &Found) -> Result<Option<Connection>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(connection) = Connection::open(found)? {
+            return Ok(Some(connection));
+        }
+        // It may be about to listen, or about to go.
+        match containers.read(&found.container.id) {
+            Ok(now) if now.state.status.is_alive() && Instant::now() < deadline => {}
+            _ => return Ok(None),
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+pub(crate) fn start(args: &StartArgs, global: &Global) -> Result<Outcome> {
+    let engine = global.engine()?;
+    if (args.attach || args.interactive) && args.containers.len() > 1 {
+        bail!("you cannot start and attach multiple containers at once");
+    }
+    if args.attach || args.interactive {
+        return start_attached(args, &engine);
+    }
+    each(&args.containers, |name| {
+        begin(&engine, &engine.containers().find(name)?)?;
+        Ok(Some(name.to_owned()))
+    })
+}
+
+/// Starts a container unless it runs.
+fn begin(engine: &Engine, found: &Found) -> Result<()> {
+    let containers = engine.containers();
+    let id = &found.container.id;
+    let Some(lock) = lock_idle(&containers, id)? else {
+        return match containers.read(id)?.state.status {
+            Status::Paused => bail!("cannot start a paused container, try unpause instead"),
+            _ => Ok(()),
+        };
+    };
+    let connection = engine.start(&containers.read(id)?, lock, None, None)?;
+    match connection.answer()? {
+        Answer::Failed { message, code } => Err(ContainerError::Start { message, code }.into()),
+        Answer::Refused(why) => bail!(why),
+        _ => Ok(()),
+    }
+}
+
+fn start_attached(args: &StartArgs, engine: &Engine) -> Result<Outcome> {
+    let containers = engine.containers();
+    let found = containers.find(&args.containers[0])?;
+    let config = &found.container.config;
+    let stdin = args.interactive && config.open_stdin;
+    session::check_terminal(config.tty, stdin)?;
+    let Some(lock) = lock_idle(&containers, &found.container.id)? else {
+        bail!("you cannot start and attach a container that runs: use `attach`");
+    };
+    let streams = Streams { stdin, stdout: true, stderr: true };
+    let connection = engine.start(&found, lock, Some(streams), session::size())?;
+    let session =
+        Session { connection, terminal: config.tty, stdin, detach_keys: args.detach_keys.clone(), proxy: true };
+    finish(session.run()?)
+}
+
+pub(crate) fn stop(args: &StopArgs, global: &Global) -> Result<Outcome> {
+    let containers = global.containers()?;
+    let signal = args.signal.as_deref().map(number).transpose()?;
+    each(&args.containers, |name| {
+        halt(&containers, &containers.find(name)?, signal, args.time)?;
+        Ok(Some(name.to_owned()))
+    })
+}
+
+fn halt(containers: &Containers, found: &Found, signal: Option<i32>, time: Option<i64>) -> Result<()> {
+    let Some(connection) = connect(containers, found)? else {
+        return Ok(());
+    };
+    let signal = signal.unwrap_or_else(|| stop_signal(&found.container));
+    let timeout = time.or(found.container.config.stop_timeout).unwrap_or(STOP_TIMEOUT);
+    match connection.ask(&Request::Stop { signal, timeout }) {
+        // It ended meanwhile.
+        Err(ContainerError::MonitorGone(_)) => Ok(()),
+        done => done.map(drop).map_err(Into::into),
+    }
+}
+
+pub(crate) fn restart(args: &StopArgs, global: &Global) -> Result<Outcome> {
+    let engine = global.engine()?;
+    let containers = engine.containers();
+    let signal = args.signal.as_deref().map(number).transpose()?;
+    each(&args.containers, |name| {
+        let found = containers.find(name)?;
+        // A container that goes when it ends has to outlive this end.
+        let goes = found.container.host_config.auto_remove;
+        let set = |auto_remove| {
+            containers.update(&found.container.id, &mut |container| {
+                container.host_config.auto_remove = auto_remove;
+                Ok(())
+            })
+        };
+        if goes {
+            set(false)?;
+        }
+        let halted = halt(&containers, &found, signal, args.time);
+        if goes {
+            set(true)?;
+        }
+        halted?;
+        begin(&engine, &found)?;
+        containers.events().add("container", "restart", &found.container.id, attributes(&found.container, &[]));
+        Ok(Some(name.to_owned()))
+    })
+}
+
+pub(crate) fn kill(args: &KillArgs, global: &Global) -> Result<Outcome> {
+    let containers = global.containers()?;
+    let signal = number(&args.signal)?;
+    each(&args.containers, |name| {
+        let found = containers.find(name)?;
+        let running = || {
+            ContainerError::Refused(format!(
+                "Cannot kill container: {name}: container {} is not running",
+                found.container.id
+            ))
+        };
+        let connection = connect(&containers, &found)?.ok_or_else(running)?;
+        connection.ask(&Request::Signal(signal)).map_err(|error| match error {
+            ContainerError::MonitorGone(_) => running(),
+            other => other,
+        })?;
+        Ok(Some(name.to_owned()))
+    })
+}
+
+fn number(signal: &str) -> Result<i32> {
+    signals::parse(signal).with_context(|| format!("invalid signal: {signal}"))
+}
+
+pub(crate) fn pause(args: &Names, global: &Global) -> Result<Outcome> {
+    freeze(args, global, &Request::Pause)
+}
+
+pub(crate) fn unpause(args: &Names, global: &Global) -> Result<Outcome> {
+    freeze(args, global, &Request::Unpause)
+}
+
+fn freeze(args: &Names, global: &Global, request: &Request) -> Result<Outcome> {
+    let containers = global.containers()?;
+    each(&args.containers, |name| {
+        let found = containers.find(name)?;
+        let connection = connect(&containers, &found)?;
+        connection.with_context(|| format!("Container {} is not running", found.container.id))?.ask(request)?;
+        Ok(Some(name.to_owned()))
+    })
+}
+
+pub(crate) fn wait(args: &Names, global: &Global) -> Result<Outcome> {
+    let containers = global.containers()?;
+    // Asked of all before the first answer, so that none is missed while another is waited for.
+    let waiting: Vec<_> = args
+        .containers
+        .iter()
+        .map(|name| {
+            let found = containers.find(name)?;
+            let connection = connect(&containers, &found)?;
+            if let Some(connection) = &connection {
+                // One that is gone by now has left its code.
+                let _ = connection.send(&Request::Wait);
+            }
+            Ok::<_, anyhow::Error>((found, connection))
+        })
+        .collect();
+    let mut waiting = waiting.into_iter();
+    each(&args.containers, |_| {
+        let Some(one) = waiting.next() else {
+            return Ok(None);
+        };
+        let (found, connection) = one?;
+        let told = connection.map(|connection| connection.answer());
+        match told {
+            Some(Ok(Answer::Exited { code })) => Ok(Some(code.to_string())),
+            _ => {
+                let last =
+                    containers.read(&found.container.id).map_or(found.state.exit_code, |now| now.state.exit_code);
+                Ok(Some(last.to_string()))
+            }
+        }
+    })
+}
+
+pub(crate) fn rename(args: &RenameArgs, global: &Global) -> Result<Outcome> {
+    let containers = global.containers()?;
+    let found = containers.find(&args.container)?;
+    let name = args.name.strip_prefix('/').unwrap_or(&args.name);
+    if !is_name(name) {
+        bail!("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed");
+    }
+    containers.rename(&found.container.id, name)?;
+    reload(&containers, &found)?;
+    let mut container = found.container;
+    let old = std::mem::replace(&mut container.name, name.to_owned());
+    let more = attributes(&container, &[("oldName", &format!("/{old}"))]);
+    containers.events().add("container", "rename", &container.id, more);
+    Ok(Outcome::Success)
+}
+
+/// Tells the monitor, if there is one, that the configuration has changed.
+fn reload(containers: &Containers, found: &Found) -> Result<()> {
+    if let Some(connection) = connect(containers, found)? {
+        // One that ends reads it again anyway.
+        let _ = connection.ask(&Request::Reload);
+    }
+    Ok(())
+}
+
+pub(crate) fn rm(args: &RmArgs, global: &Global) -> Result<Outcome> {
+    let containers = global.containers()?;
+    each(&args.containers, |name| {
+        let found = match containers.find(name) {
+            Err(error @ ContainerError::Missing(_)) if args.force => {
+                crate::cli::report::error(&error.into());
+                return Ok(None);
+            }
+            found => found?,
+        };
+        remove_one(&containers, &found, args.force, args.volumes)?;
+        Ok(Some(name.to_owned()))
+    })
+}
+
+fn remove_one(containers: &Containers, found: &Found, force: bool, volumes: bool) -> Result<()> {
+    let id = &found.container.id;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let lock = match lock_idle(containers, id) {
+            // It was one that goes by itself.
+            Err(_) if containers.read(id).is_err() => return Ok(()),
+            lock => lock?,
+        };
+        if let Some(lock) = lock {
+            let done = remove(containers, &found.container, volumes);
+            drop(lock);
+            return done.map_err(Into::into);
+        }
+        let state = containers.read(id)?.state.status;
+        if !force {
+            let hint = if state == Status::Paused { "unpause and stop" } else { "stop" };
+            bail!(
+                "cannot remove container \"/{}\": container is {}: {hint} the container before removing or force remove",
+                found.container.name,
+                state.word()
+            );
+        }
+        if let Some(connection) = connect(containers, found)? {
+            // Gone is what it is wanted to be.
+            let _ = connection.ask(&Request::Stop { signal: 9, timeout: 0 });
+        }
+        if Instant::now() > deadline {
+            bail!("container {id} could not be killed");
+        }
+    }
+}
+
+pub(crate) fn update(args: &UpdateArgs, global: &Global) -> Result<Outcome> {
+    let containers = global.containers()?;
+    let policy = args.restart.as_deref().map(values::restart_policy).transpose()?;
+    let limits = Limits {
+        memory: args.memory.as_deref(),
+        memory_swap: args.memory_swap.as_deref(),
+        memory_reservation: args.memory_reservation.as_deref(),
+        cpus: args.cpus.as_deref(),
+        cpu_shares: args.cpu_shares,
+        cpu_period: args.cpu_period,
+        cpu_quota: args.cpu_quota,
+        cpuset_cpus: args.cpuset_cpus.as_deref(),
+        cpuset_mems: args.cpuset_mems.as_deref(),
+        pids_limit: args.pids_limit,
+        blkio_weight: args.blkio_weight,
+    };
+    each(&args.containers, |name| {
+        let found = containers.find(name)?;
+        let mut wanted = found.container.clone();
+        if args.memory.is_some()
+            && args.memory_swap.is_none()
+            && wanted.host_config.memory_swap > 0
+            && values::bytes(args.memory.as_deref().unwrap_or("0"))? > u64::try_from(wanted.host_config.memory_swap)?
+        {
+            bail!(
+                "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+            );
+        }
+        limits.apply(&mut wanted.host_config)?;
+        if let Some(policy) = &policy {
+            if wanted.host_config.auto_remove && policy.name != "no" {
+                bail!("Restart policy cannot be updated because AutoRemove is enabled for the container");
+            }
+            wanted.host_config.restart_policy.clone_from(policy);
+        }
+        if found.state.status.is_alive() {
+            update_limits(&wanted)?;
+        }
+        containers.update(&found.container.id, &mut |container| {
+            container.host_config.clone_from(&wanted.host_config);
+            Ok(())
+        })?;
+        reload(&containers, &found)?;
+        containers.events().add("container", "update", &wanted.id, attributes(&wanted, &[]));
+        Ok(Some(name.to_owned()))
+    })
+}
+
+/// Prints a line for those who only want to know that something was done.
+pub(crate) fn say(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}

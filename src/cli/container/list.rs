@@ -1,0 +1,278 @@
+//! `ps`.
+
+use super::pattern;
+use crate::cli::format::{self, LABELS, Shape, human};
+use crate::cli::{Global, Outcome, time};
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use xbuild_engine::Engine;
+use xbuild_runner::container::config::Container;
+use xbuild_runner::container::{Containers, Found, Status, clock};
+
+/// Flags of `ps`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct PsArgs {
+    /// Also containers that do not run
+    #[arg(short, long)]
+    all: bool,
+    /// Only what fits (`name=web`, `status=exited`, `label=k=v`…)
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// `table`, `json`, or a template
+    #[arg(long)]
+    format: Option<String>,
+    /// The newest N, whatever they do
+    #[arg(short = 'n', long, allow_hyphen_values = true)]
+    last: Option<i64>,
+    /// The newest, whatever it does
+    #[arg(short, long)]
+    latest: bool,
+    /// Do not shorten anything
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only IDs
+    #[arg(short, long)]
+    quiet: bool,
+    /// Show sizes
+    #[arg(short, long)]
+    size: bool,
+}
+
+const HEADERS: [(&str, &str); 15] = [
+    ("ID", "CONTAINER ID"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("RunningFor", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Status", "STATUS"),
+    ("State", "STATE"),
+    ("Ports", "PORTS"),
+    ("Names", "NAMES"),
+    ("Size", "SIZE"),
+    ("Labels", "LABELS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+    ("Mounts", "MOUNTS"),
+    ("Networks", "NETWORKS"),
+    ("Platform", "PLATFORM"),
+];
+
+const DEFAULT: &str = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
+
+pub(crate) fn ps(args: &PsArgs, global: &Global) -> Result<Outcome> {
+    let engine = global.engine()?;
+    let containers = engine.containers();
+    let filters = Filters::parse(&args.filter)?;
+    let last = if args.latest { Some(1) } else { args.last.filter(|count| *count >= 0) };
+    let everything = args.all || last.is_some() || filters.names_state();
+    let mut found = Vec::new();
+    for one in containers.list()? {
+        let shown = everything || matches!(one.state.status, Status::Running | Status::Paused | Status::Restarting);
+        if shown && filters.fit(&engine, &containers, &one)? {
+            found.push(one);
+        }
+    }
+    if let Some(count) = last.and_then(|count| usize::try_from(count).ok()) {
+        found.truncate(count);
+    }
+    let with_size = args.size || args.format.as_deref().is_some_and(|format| format.contains(".Size"));
+    let rows: Vec<Value> = found.iter().map(|one| row(one, args.no_trunc, with_size)).collect();
+    let default = if args.size { format!("{DEFAULT}\t{{{{.Size}}}}") } else { DEFAULT.to_owned() };
+    let shape = Shape { headers: &HEADERS, default: &default, quiet: "{{.ID}}" };
+    format::print(&mut std::io::stdout().lock(), &shape, args.format.as_deref(), args.quiet, &rows)?;
+    Ok(Outcome::Success)
+}
+
+fn row(found: &Found, whole: bool, with_size: bool) -> Value {
+    let container = &found.container;
+    let config = &container.config;
+    let labels: Vec<String> = config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mounts: Vec<String> = container
+        .mounts
+        .iter()
+        .map(|mount| {
+            let name = if mount.name.is_empty() { &mount.source } else { &mount.name };
+            if whole { name.clone() } else { shortened(name, 15) }
+        })
+        .collect();
+    let seconds = clock::parse(&container.created).map_or(0, |(seconds, _)| seconds);
+    json!({
+        "ID": if whole { container.id.as_str() } else { container.short_id() },
+        "Names": container.name,
+        "Image": config.image,
+        "Command": format!("\"{}\"", command(container, whole).replace('"', "\\\"")),
+        "CreatedAt": at(seconds),
+        "RunningFor": time::ago(seconds * 1000),
+        "Ports": super::inspect::port_list(found),
+        "State": found.state.status.word(),
+        "Status": status(found),
+        "Size": if with_size { size(found) } else { "0B".to_owned() },
+        "Labels": labels.join(","),
+        "LocalVolumes": container.mounts.iter().filter(|mount| mount.kind == "volume").count().to_string(),
+        "Mounts": mounts.join(","),
+        "Networks": super::inspect::network_names(container).join(","),
+        "Platform": container.platform,
+        LABELS: config.labels,
+    })
+}
+
+/// `2026-01-31 12:00:00 +0000 UTC`.
+pub(crate) fn at(seconds: i64) -> String {
+    let text = clock::format(seconds, 0);
+    format!("{} {} +0000 UTC", &text[..10], &text[11..19])
+}
+
+fn command(container: &Container, whole: bool) -> String {
+    let quoted = |word: &String| if word.contains(' ') { format!("'{word}'") } else { word.clone() };
+    let words = container.command();
+    let text: Vec<String> =
+        words.iter().enumerate().map(|(n, word)| if n == 0 { word.clone() } else { quoted(word) }).collect();
+    let text = text.join(" ").replace('\n', "\\n");
+    if whole { text } else { shortened(&text, 20) }
+}
+
+fn shortened(text: &str, most: usize) -> String {
+    match text.chars().count() > most {
+        true => text.chars().take(most - 1).chain(['…']).collect(),
+        false => text.to_owned(),
+    }
+}
+
+/// `Up 5 minutes (healthy)`.
+pub(crate) fn status(found: &Found) -> String {
+    let state = &found.state;
+    let since = |text: &str| {
+        let then = clock::parse(text).map_or(0, |(seconds, _)| seconds);
+        time::span(u64::try_from(clock::now().0 - then).unwrap_or(0))
+    };
+    match state.status {
+        Status::Created => "Created".to_owned(),
+        Status::Dead => "Dead".to_owned(),
+        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, since(&state.finished_at)),
+        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, since(&state.finished_at)),
+        Status::Paused => format!("Up {} (Paused)", since(&state.started_at)),
+        Status::Running => match &state.health {
+            None => format!("Up {}", since(&state.started_at)),
+            Some(health) if health.status == "starting" => {
+                format!("Up {} (health: starting)", since(&state.started_at))
+            }
+            Some(health) => format!("Up {} ({})", since(&state.started_at), health.status),
+        },
+    }
+}
+
+fn size(found: &Found) -> String {
+    human(super::changes::disk_size(&found.directory.join("fs")))
+}
+
+/// `--filter KEY=VALUE`, several of one key.
+#[derive(Debug, Default)]
+pub(crate) struct Filters {
+    by_key: BTreeMap<String, Vec<String>>,
+}
+
+const KEYS: [&str; 13] = [
+    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "name", "network", "publish",
+    "since", "status",
+];
+
+impl Filters {
+    fn parse(filters: &[String]) -> Result<Filters> {
+        let known: Vec<&str> = KEYS.iter().copied().chain(["volume"]).collect();
+        Ok(Filters { by_key: keyed(filters, &known)? })
+    }
+
+    fn of(&self, key: &str) -> &[String] {
+        self.by_key.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether containers that do not run are asked for.
+    fn names_state(&self) -> bool {
+        ["status", "exited"].iter().any(|key| !self.of(key).is_empty())
+    }
+
+    fn fit(&self, engine: &Engine, containers: &Containers, found: &Found) -> Result<bool> {
+        let container = &found.container;
+        let state = &found.state;
+        let any = |key: &str, fits: &dyn Fn(&str) -> bool| {
+            let wanted = self.of(key);
+            wanted.is_empty() || wanted.iter().any(|value| fits(value))
+        };
+        for value in self.of("status") {
+            let known = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+            if !known.contains(&value.as_str()) {
+                bail!("invalid filter 'status={value}'");
+            }
+        }
+        let health = state.health.as_ref().map_or("none", |health| health.status.as_str());
+        let name = format!("/{}", container.name);
+        let plain = any("id", &|value| container.id.starts_with(value))
+            && any("name", &|value| pattern::found(value, &container.name) || pattern::found(value, &name))
+            && any("status", &|value| state.status.word() == value)
+            && any("exited", &|value| state.status == Status::Exited && value.parse() == Ok(state.exit_code))
+            && any("health", &|value| health == value)
+            && any("volume", &|value| {
+                container.mounts.iter().any(|mount| mount.name == value || mount.destination == value)
+            })
+            && any("network", &|value| super::inspect::network_names(container).iter().any(|network| network == value))
+            && any("expose", &|value| container.config.exposed_ports.keys().any(|port| same_port(port, value)))
+            && any("publish", &|value| container.host_config.port_bindings.keys().any(|port| same_port(port, value)))
+            && self.of("label").iter().all(|value| has_label(&container.config.labels, value));
+        if !plain {
+            return Ok(false);
+        }
+        for value in self.of("before") {
+            if container.created >= containers.find(value)?.container.created {
+                return Ok(false);
+            }
+        }
+        for value in self.of("since") {
+            if container.created <= containers.find(value)?.container.created {
+                return Ok(false);
+            }
+        }
+        let ancestors = self.of("ancestor");
+        let stands_on = |value: &String| {
+            let same = value == &container.config.image
+                || container.image.trim_start_matches("sha256:").starts_with(value.trim_start_matches("sha256:"));
+            same || engine.inspect(value).is_ok_and(|image| image["Id"].as_str() == Some(&container.image))
+        };
+        Ok(ancestors.is_empty() || ancestors.iter().any(stands_on))
+    }
+}
+
+fn same_port(port: &str, wanted: &str) -> bool {
+    if wanted.contains('/') { port == wanted } else { port.split('/').next() == Some(wanted) }
+}
+
+/// Filters by key; an unknown key is an error.
+pub(crate) fn keyed(filters: &[String], known: &[&str]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for filter in filters {
+        let (key, value) =
+            filter.split_once('=').with_context(|| format!("invalid filter '{filter}': expected KEY=VALUE"))?;
+        // `label!=x` comes apart before the equals sign.
+        let key = key.trim().to_lowercase();
+        if !known.contains(&key.as_str()) {
+            bail!("invalid filter '{key}'");
+        }
+        by_key.entry(key).or_default().push(value.to_owned());
+    }
+    Ok(by_key)
+}
+
+/// Whether labels have `key` or `key=value`.
+pub(crate) fn has_label(labels: &BTreeMap<String, String>, wanted: &str) -> bool {
+    match wanted.split_once('=') {
+        Some((key, value)) => labels.get(key).is_some_and(|own| own == value),
+        None => labels.contains_key(wanted),
+    }
+}
+
+/// An object without what it has not.
+pub(crate) fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

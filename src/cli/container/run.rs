@@ -1,0 +1,168 @@
+//! `run` and `create`.
+
+use super::flags::CreateFlags;
+use super::session::{self, Ended, Session};
+use crate::cli::{Global, Outcome, report};
+use anyhow::{Context, Result, bail};
+use std::io::Write;
+use xbuild_engine::container::CreateRequest;
+use xbuild_engine::{Engine, EngineError};
+use xbuild_graph::Platform;
+use xbuild_runner::container::config::Container;
+use xbuild_runner::container::{Answer, ContainerError, Streams};
+
+/// Flags of `run`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Run in the background and print the container's ID
+    #[arg(short, long)]
+    detach: bool,
+    /// Pass signals on to the process
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    sig_proxy: bool,
+    #[command(flatten)]
+    flags: CreateFlags,
+}
+
+/// Exit code of docker for errors of its own.
+pub(super) const OWN_ERROR: u8 = 125;
+
+pub(crate) fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
+    if let Err(error) = session::check_terminal(args.flags.tty, args.flags.interactive && !args.detach) {
+        report::error(&error);
+        return Ok(Outcome::Code(1));
+    }
+    with_codes(start(args, global))
+}
+
+pub(crate) fn create(args: &CreateFlags, global: &Global) -> Result<Outcome> {
+    let created = (|| {
+        let engine = global.engine()?;
+        let request = args.request(true)?;
+        let cidfile = args.cidfile()?;
+        bring(&engine, args, &request)?;
+        let container = engine.create(&request)?;
+        if let Some(path) = cidfile {
+            std::fs::write(path, &container.id).with_context(|| format!("cannot write `{path}`"))?;
+        }
+        writeln!(std::io::stdout(), "{}", container.id)?;
+        Ok(Outcome::Success)
+    })();
+    with_codes(created)
+}
+
+/// Errors of ours end with 125, those of a program that does not start with its own code.
+fn with_codes(done: Result<Outcome>) -> Result<Outcome> {
+    let error = match done {
+        Ok(outcome) => return Ok(outcome),
+        Err(error) => error,
+    };
+    report::error(&error);
+    let start = error.chain().find_map(|cause| match cause.downcast_ref::<ContainerError>() {
+        Some(ContainerError::Start { code, .. }) => Some(*code),
+        _ => None,
+    });
+    Ok(Outcome::Code(start.unwrap_or(OWN_ERROR)))
+}
+
+fn start(args: &RunArgs, global: &Global) -> Result<Outcome> {
+    let engine = global.engine()?;
+    let flags = &args.flags;
+    if args.detach && !flags.attach.is_empty() {
+        bail!("Conflicting options: -a and -d");
+    }
+    let request = flags.request(!args.detach)?;
+    let cidfile = flags.cidfile()?;
+    bring(&engine, flags, &request)?;
+    let container = engine.create(&request)?;
+    if let Some(path) = cidfile {
+        std::fs::write(path, &container.id).with_context(|| format!("cannot write `{path}`"))?;
+    }
+    let config = &container.config;
+    let streams = Streams { stdin: config.attach_stdin, stdout: config.attach_stdout, stderr: config.attach_stderr };
+    let attach = Some(streams).filter(|_| !args.detach);
+    match launch(&engine, &container, attach) {
+        Err(error) => {
+            if flags.rm {
+                discard(&engine, &container);
+            }
+            Err(error)
+        }
+        Ok(connection) if args.detach => {
+            drop(connection);
+            writeln!(std::io::stdout(), "{}", container.id)?;
+            Ok(Outcome::Success)
+        }
+        Ok(connection) => {
+            let session = Session {
+                connection,
+                terminal: config.tty,
+                stdin: streams.stdin,
+                detach_keys: flags.detach_keys.clone(),
+                proxy: args.sig_proxy,
+            };
+            let ended = session.run()?;
+            global.sweep_later(&engine);
+            finish(ended)
+        }
+    }
+}
+
+/// The exit code of a session.
+pub(super) fn finish(ended: Ended) -> Result<Outcome> {
+    match ended {
+        Ended::Detached => Ok(Outcome::Success),
+        Ended::Exited(code) => Ok(Outcome::Code(u8::try_from(code).unwrap_or(255))),
+        Ended::Failed(message, code) => Err(ContainerError::Start { message, code }.into()),
+    }
+}
+
+/// Starts a container; without streams the process runs when this returns.
+fn launch(
+    engine: &Engine,
+    container: &Container,
+    attach: Option<Streams>,
+) -> Result<xbuild_runner::container::Connection, anyhow::Error> {
+    let found = engine.containers().find(&container.id)?;
+    let lock = engine.containers().try_lock(&container.id)?;
+    let lock = lock.with_context(|| format!("container {} is being changed by another process", container.name))?;
+    let connection = engine.start(&found, lock, attach, session::size())?;
+    if attach.is_none() {
+        match connection.answer()? {
+            Answer::Failed { message, code } => return Err(ContainerError::Start { message, code }.into()),
+            Answer::Refused(why) => bail!(why),
+            _ => {}
+        }
+    }
+    Ok(connection)
+}
+
+/// Removes a container that was never started.
+fn discard(engine: &Engine, container: &Container) {
+    let containers = engine.containers();
+    if let Ok(Some(_lock)) = containers.try_lock(&container.id) {
+        // The error that came first matters more.
+        let _ = xbuild_runner::container::remove(&containers, container, true);
+    }
+}
+
+/// Has the image in the store, as `--pull` says.
+fn bring(engine: &Engine, flags: &CreateFlags, request: &CreateRequest) -> Result<()> {
+    let image = &request.image;
+    let here = engine.has_image(image)?;
+    match (flags.pull.as_str(), here) {
+        ("always", _) => {}
+        (_, true) => return Ok(()),
+        ("never", false) => bail!("No such image: {image}"),
+        _ => eprintln!("Unable to find image '{image}' locally"),
+    }
+    pull(engine, image, request.platform.as_ref(), flags.quiet).map_err(anyhow::Error::from)
+}
+
+fn pull(engine: &Engine, image: &str, platform: Option<&Platform>, quiet: bool) -> Result<(), EngineError> {
+    use crate::progress::{Mode, Progress};
+    let progress = Progress::start(if quiet { Mode::Quiet } else { Mode::Auto });
+    let pulled = engine.pull(image, platform, progress.sink());
+    progress.finish();
+    pulled.map(drop)
+}
