@@ -11,6 +11,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     xbuild_runner::helper::main_if_requested();
     xbuild_runner::container::monitor::main_if_requested();
+    xbuild_runner::container::inside::main_if_requested();
     allow_descriptors();
     cli::main()
 }

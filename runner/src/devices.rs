@@ -47,6 +47,11 @@ impl DeviceControl {
         DeviceControl { original }
     }
 
+    /// No control at all: devices have to be shut by mount flags.
+    pub(crate) fn none() -> DeviceControl {
+        DeviceControl { original: None }
+    }
+
     /// Reports whether a controller limits device access.
     pub(crate) fn is_on(&self) -> bool {
         self.original.is_some()

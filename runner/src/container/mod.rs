@@ -27,6 +27,7 @@
 //! - The monitor never has a second thread, so it may fork.
 //! - A container's directory appears whole and goes whole, by renaming.
 
+pub mod archive;
 mod child;
 mod client;
 pub mod clock;
@@ -34,6 +35,7 @@ pub mod config;
 mod error;
 pub mod events;
 mod files;
+pub mod inside;
 pub mod log;
 pub mod monitor;
 mod policy;

@@ -73,6 +73,28 @@ fn become_process<S: std::borrow::Borrow<Spec>>(
     xbuild_sys::exit_now(code);
 }
 
+/// Takes the root of the process `pid`, with everything that is mounted there, for this process's own.
+pub(crate) fn visit(pid: u32) -> Result<(), Failure> {
+    namespaces::join(pid, "mnt")
+}
+
+/// Mounts what a sandbox would see, in a namespace of this process's own, and takes it for its root.
+pub(crate) fn show_files(spec: &Spec) -> Result<(), Failure> {
+    xbuild_sys::unshare(UnshareFlags::NEWNS.bits()).during(|| "make a mount namespace".to_owned())?;
+    let host_root = open_directory("/")?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .during(|| "make the mounts private".to_owned())?;
+    umask(Mode::empty());
+    let nobody = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .during(|| "open `/dev/null`".to_owned())?;
+    let devices = DeviceControl::none();
+    let privileges = spec.security.privileges();
+    let mut leftovers = Leftovers::default();
+    let (root, _) = build_root(spec, &privileges, None, host_root.as_fd(), &devices, &nobody, &mut leftovers)?;
+    swap_root(&root, host_root)?;
+    rustix::process::chroot(".").during(|| "change the root".to_owned())
+}
+
 /// The order, each step with its reason.
 fn set_up(
     session: &OwnedFd,
@@ -143,7 +165,7 @@ fn shared_memory(spec: &Spec) -> Result<Option<OwnedFd>, Failure> {
     };
     // A mount can only be copied from inside its namespace; the copy may then be taken anywhere.
     let step = || format!("share `/dev/shm` of process {pid}");
-    let own = namespaces::open(std::process::id(), "mnt").during(step)?;
+    let own = namespaces::open_own("mnt").during(step)?;
     let other = namespaces::open(pid, "mnt").during(step)?;
     namespaces::enter(&other, "mnt").during(step)?;
     let root = open_directory("/")?;

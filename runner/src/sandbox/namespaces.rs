@@ -7,6 +7,12 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+/// Opens a namespace of this process.
+pub(super) fn open_own(name: &str) -> Result<OwnedFd, Errno> {
+    // Not by number: this process may have another one here than in `/proc`.
+    rustix::fs::open(format!("/proc/self/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// Opens a namespace of a process; `/proc` has to be the host's.
 pub(crate) fn open(pid: u32, name: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::open(format!("/proc/{pid}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

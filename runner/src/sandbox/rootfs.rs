@@ -34,6 +34,8 @@ pub(super) fn new_filesystem(
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Failure> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).during(|| format!("open file system type `{kind}`"))?;
+    // What /proc/mounts shows as the source.
+    fsconfig_set_string(&context, "source", kind).during(|| format!("name the file system {kind}"))?;
     for (key, value) in options {
         set(&context, key, value).during(|| format!("option `{key}={value}` of {kind}"))?;
     }

@@ -65,6 +65,9 @@ pub(crate) struct AttachArgs {
 pub(crate) fn exec(args: &ExecArgs, global: &Global) -> Result<Outcome> {
     session::check_terminal(args.tty, args.interactive && !args.detach)?;
     let (name, command) = args.container_and_command.split_first().context("\"exec\" requires at least 2 arguments")?;
+    if name.starts_with('-') {
+        bail!("unknown flag: {name}");
+    }
     let containers = global.containers()?;
     let found = containers.find(name)?;
     if found.state.status == Status::Paused {

@@ -251,6 +251,9 @@ impl CreateFlags {
     /// The request, with streams that `run` without `-d` attaches to.
     pub(crate) fn request(&self, attached: bool) -> Result<CreateRequest> {
         let (image, command) = self.image_and_command.split_first().context("\"run\" requires at least 1 argument")?;
+        if image.starts_with('-') {
+            bail!("unknown flag: {image}");
+        }
         let name = self.name.clone();
         if name.as_deref() == Some("") {
             bail!("Invalid container name (), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed");

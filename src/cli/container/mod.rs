@@ -1,6 +1,7 @@
 //! Commands on containers: flags → requests to monitors and the engine → text.
 
 mod changes;
+mod copy;
 mod events;
 mod exec;
 mod flags;
@@ -30,6 +31,8 @@ pub(crate) enum ContainerCommand {
     Attach(exec::AttachArgs),
     /// Make an image of a container's changes
     Commit(changes::CommitArgs),
+    /// Copy files into a container or out of it
+    Cp(copy::CopyArgs),
     /// Make a container without starting it
     #[command(disable_help_flag = true)]
     Create(WithHelp<flags::CreateFlags>),
@@ -117,6 +120,7 @@ pub(crate) fn dispatch(command: &ContainerCommand, global: &Global) -> Result<Ou
     match command {
         C::Attach(args) => exec::attach(args, global),
         C::Commit(args) => changes::commit(args, global),
+        C::Cp(args) => copy::copy(args, global),
         C::Create(args) => run::create(&args.inner, global),
         C::Diff(args) => changes::diff(args, global),
         C::Exec(args) => exec::exec(args, global),

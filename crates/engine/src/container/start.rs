@@ -76,6 +76,16 @@ impl Engine {
         })
     }
 
+    /// A sandbox that shows a container's files as its process would see them, for one that does not run.
+    pub fn files_of(&self, found: &Found) -> Result<Spec, EngineError> {
+        self.write_files(found)?;
+        let host = &found.container.host_config;
+        let mut spec = Spec::new(self.root_of(found)?, vec!["files".to_owned()]);
+        spec.mounts = self.mounts_of(found)?;
+        spec.readonly_root = host.readonly_rootfs;
+        Ok(spec)
+    }
+
     /// The image's layers under the container's own.
     fn root_of(&self, found: &Found) -> Result<Rootfs, EngineError> {
         let mut lower = self.store().dirs(TreeId::from(found.container.tree))?;
