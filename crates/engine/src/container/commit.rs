@@ -118,7 +118,7 @@ impl Engine {
         std::thread::scope(|scope| {
             let packing = scope.spawn(move || {
                 let mut writer = std::io::BufWriter::with_capacity(256 << 10, writer);
-                let options = TarOptions { clamp: None, base: None };
+                let options = TarOptions { clamp: None };
                 tree::write_layer(&[upper], Marks::Trusted, options, &mut writer)?;
                 writer.flush().map_err(tree::TreeError::Archive)
             });
