@@ -1,7 +1,7 @@
 //! Commands on images of the store.
 
 use super::build::full_name;
-use super::container::{at, has_label, keyed};
+use super::container::{Chosen, PruneArgs, at, confirmed, has_label, keyed, say_reclaimed};
 use super::format::{self, LABELS, Shape, human};
 use super::{Global, Outcome, time};
 use crate::progress::{Mode, Progress};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
-use xbuild_graph::Platform;
+use xbuild_engine::Engine;
 use xbuild_oci::Reference;
 use xbuild_runner::container::clock;
 
@@ -97,25 +97,111 @@ pub(crate) struct LoadArgs {
     quiet: bool,
 }
 
-/// Flags of `pull`.
-#[derive(clap::Args, Debug)]
-pub(crate) struct PullArgs {
-    /// Platform to fetch
-    #[arg(long)]
-    platform: Option<String>,
-    /// Print only the name
-    #[arg(short, long)]
-    quiet: bool,
-    name: String,
+/// `image …`.
+#[derive(clap::Subcommand, Debug)]
+pub(crate) enum ImageGroup {
+    /// Show how an image was made
+    History(HistoryArgs),
+    /// Make an image of a tar of files
+    Import(super::container::ImportArgs),
+    /// Show details of images
+    Inspect(InspectArgs),
+    /// Read images from an archive
+    Load(LoadArgs),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(ImagesArgs),
+    /// Remove images that nobody uses
+    Prune(ImagePruneArgs),
+    /// Fetch an image from a registry
+    Pull(super::registry::PullArgs),
+    /// Send an image to a registry
+    Push(super::registry::PushArgs),
+    /// Remove images
+    #[command(visible_alias = "remove")]
+    Rm(RmiArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Give an image another name
+    Tag(TagArgs),
 }
 
-/// Flags of `push`.
+/// Flags of `image inspect`.
 #[derive(clap::Args, Debug)]
-pub(crate) struct PushArgs {
-    /// Print nothing
+pub(crate) struct InspectArgs {
+    /// `json`, or a template
     #[arg(short, long)]
-    quiet: bool,
-    name: String,
+    format: Option<String>,
+    /// Names or IDs
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+/// Flags of `image prune`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ImagePruneArgs {
+    /// Also images that have a name
+    #[arg(short, long)]
+    all: bool,
+    #[command(flatten)]
+    common: PruneArgs,
+}
+
+pub(crate) fn group(command: &ImageGroup, global: &Global) -> Result<Outcome> {
+    match command {
+        ImageGroup::History(args) => history(args, global),
+        ImageGroup::Import(args) => super::container::import(args, global),
+        ImageGroup::Inspect(args) => {
+            let engine = global.engine()?;
+            super::container::show(&args.names, args.format.as_deref(), |name| Ok(engine.inspect(name)?))
+        }
+        ImageGroup::Load(args) => load(args, global),
+        ImageGroup::Ls(args) => images(args, global),
+        ImageGroup::Prune(args) => prune(args, global),
+        ImageGroup::Pull(args) => super::registry::pull(args, global),
+        ImageGroup::Push(args) => super::registry::push(args, global),
+        ImageGroup::Rm(args) => rmi(args, global),
+        ImageGroup::Save(args) => save(args, global),
+        ImageGroup::Tag(args) => tag(args, global),
+    }
+}
+
+fn prune(args: &ImagePruneArgs, global: &Global) -> Result<Outcome> {
+    let what = if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
+    if !confirmed(args.common.force, what)? {
+        return Ok(Outcome::Success);
+    }
+    let engine = global.engine()?;
+    let all = args.all || args.common.filter.iter().any(|filter| matches!(filter.as_str(), "dangling=false" | "dangling=0"));
+    let freed = prune_images(&engine, &Chosen::parse(&args.common.filter)?, all)?;
+    say_reclaimed(freed)?;
+    global.sweep_later(&engine);
+    Ok(Outcome::Success)
+}
+
+/// Removes images that no container has, those with a name only if `all`; says which, and gives the bytes.
+pub(crate) fn prune_images(engine: &Engine, chosen: &Chosen, all: bool) -> Result<u64> {
+    let used: Vec<String> = engine.containers().list()?.into_iter().map(|found| found.container.image).collect();
+    let mut gone = Vec::new();
+    let mut freed = 0;
+    for image in engine.list()? {
+        let created = image.created.as_deref().and_then(clock::parse).unwrap_or_default().0;
+        let kept = (image.name.is_some() && !all) || used.contains(&image.id.to_string());
+        if kept || !chosen.takes(&image.labels, created) {
+            continue;
+        }
+        let name = match &image.name {
+            Some(name) => name.parse::<Reference>()?.familiar(),
+            None => image.id.to_string(),
+        };
+        for line in engine.remove(&name, true)? {
+            let line = line.replace("Untagged:", "untagged:").replace("Deleted:", "deleted:");
+            freed += if line.starts_with("deleted:") { image.size } else { 0 };
+            gone.push(line);
+        }
+    }
+    super::container::list_gone("Images", &gone)?;
+    Ok(freed)
 }
 
 const IMAGE_HEADERS: [(&str, &str); 8] = [
@@ -303,33 +389,6 @@ pub(crate) fn load(args: &LoadArgs, global: &Global) -> Result<Outcome> {
     for name in names? {
         let kind = if name.starts_with("sha256:") { "Loaded image ID" } else { "Loaded image" };
         writeln!(std::io::stdout(), "{kind}: {name}")?;
-    }
-    Ok(Outcome::Success)
-}
-
-pub(crate) fn pull(args: &PullArgs, global: &Global) -> Result<Outcome> {
-    let engine = global.engine()?;
-    let platform = args.platform.as_deref().map(Platform::parse).transpose()?;
-    let progress = Progress::start(if args.quiet { Mode::Quiet } else { Mode::Auto });
-    let pulled = engine.pull(&args.name, platform.as_ref(), progress.sink());
-    progress.finish();
-    let digest = pulled?;
-    let mut out = std::io::stdout().lock();
-    if !args.quiet {
-        writeln!(out, "Digest: {digest}")?;
-    }
-    writeln!(out, "{}", args.name.parse::<Reference>()?)?;
-    Ok(Outcome::Success)
-}
-
-pub(crate) fn push(args: &PushArgs, global: &Global) -> Result<Outcome> {
-    let engine = global.engine()?;
-    let progress = Progress::start(if args.quiet { Mode::Quiet } else { Mode::Auto });
-    let pushed = engine.push(&full_name(&args.name)?, progress.sink());
-    progress.finish();
-    let digest = pushed?;
-    if !args.quiet {
-        writeln!(std::io::stdout(), "digest: {digest}")?;
     }
     Ok(Outcome::Success)
 }

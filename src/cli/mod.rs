@@ -5,9 +5,11 @@ mod call;
 mod container;
 mod format;
 mod image;
+mod registry;
 mod report;
 mod signals;
 mod store;
+mod system;
 mod template;
 pub(crate) mod time;
 mod values;
@@ -23,7 +25,7 @@ use xbuild_engine::Engine;
 ///
 /// `xbuild [FLAGS] CONTEXT` is short for `xbuild build [FLAGS] CONTEXT`.
 #[derive(Parser, Debug)]
-#[command(name = "xbuild", version, max_term_width = 110)]
+#[command(name = "xbuild", version = concat!("version ", env!("CARGO_PKG_VERSION")), max_term_width = 110)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -63,10 +65,26 @@ enum Command {
     Save(image::SaveArgs),
     /// Read images from an archive
     Load(image::LoadArgs),
+    /// Images
+    #[command(subcommand)]
+    Image(image::ImageGroup),
+    /// Log in to a registry
+    Login(registry::LoginArgs),
+    /// Log out of a registry
+    Logout(registry::LogoutArgs),
     /// Fetch an image from a registry
-    Pull(image::PullArgs),
+    Pull(registry::PullArgs),
     /// Send an image to a registry
-    Push(image::PushArgs),
+    Push(registry::PushArgs),
+    /// Look for images in a registry
+    Search(registry::SearchArgs),
+    /// Show facts about this host and store
+    Info(system::InfoArgs),
+    /// Show versions
+    Version(system::InfoArgs),
+    /// Containers, volumes, images and cache together
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// Show what takes room in the store
     Du(store::DuArgs),
     /// Remove recorded steps
@@ -126,8 +144,15 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Rmi(args) => image::rmi(&args, global),
         Command::Save(args) => image::save(&args, global),
         Command::Load(args) => image::load(&args, global),
-        Command::Pull(args) => image::pull(&args, global),
-        Command::Push(args) => image::push(&args, global),
+        Command::Image(command) => image::group(&command, global),
+        Command::Login(args) => registry::login(&args, global),
+        Command::Logout(args) => registry::logout(&args),
+        Command::Pull(args) => registry::pull(&args, global),
+        Command::Push(args) => registry::push(&args, global),
+        Command::Search(args) => registry::search(&args, global),
+        Command::Info(args) => system::info(&args, global),
+        Command::Version(args) => system::version(&args),
+        Command::System(command) => system::system(&command, global),
         Command::Du(args) => store::du(&args, global),
         Command::Prune(args) => store::prune(&args, global),
         Command::Store(command) => store::store(&command, global),
@@ -212,7 +237,7 @@ impl Global {
 }
 
 /// Where docker's configuration is.
-fn docker_config() -> Option<PathBuf> {
+pub(crate) fn docker_config() -> Option<PathBuf> {
     let own = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
     own.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker")))
 }

@@ -198,13 +198,12 @@ impl Engine {
     /// What `history` shows, the last step first.
     pub fn history(&self, name: &str) -> Result<Vec<HistoryLine>, EngineError> {
         let (_, found) = self.find(name, &Platform::host())?;
-        let sizes = self.tree_sizes()?;
         let layers: Vec<Tree> = self.store().layers(self.tree_of(&found)?)?;
         let mut layers = layers.iter();
         let mut lines = Vec::new();
         for step in &found.config.history {
             let size =
-                if step.empty_layer { 0 } else { layers.next().and_then(|l| sizes.get(&l.id).copied()).unwrap_or(0) };
+                if step.empty_layer { 0 } else { layers.next().map_or(0, Self::layer_size) };
             lines.push(HistoryLine {
                 created: step.created.clone().unwrap_or_default(),
                 created_by: step.created_by.clone(),
@@ -305,11 +304,17 @@ impl Engine {
         self.containers().events().add("image", action, id, attributes);
     }
 
-    /// Fetches an image and unpacks it.
-    pub fn pull(&self, name: &str, platform: Option<&Platform>, sink: Arc<Sink>) -> Result<Digest, EngineError> {
+    /// Fetches an image and unpacks it; gives its manifest and whether that is another one than before.
+    pub fn pull(
+        &self,
+        name: &str,
+        platform: Option<&Platform>,
+        sink: Arc<Sink>,
+    ) -> Result<(Digest, bool), EngineError> {
         let reference: Reference =
             name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
         let platform = platform.cloned().unwrap_or_else(Platform::host);
+        let before = self.store().image(&reference.to_string())?.map(|image| image.target);
         let events = Events::new(sink);
         let cancel = Cancel::new();
         let images = self.images(&cancel);
@@ -323,7 +328,52 @@ impl Engine {
         })?;
         self.store().sync()?;
         self.store().name_image(&[reference.to_string()], resolved)?;
-        Ok(resolved)
+        self.image_event("pull", &reference.familiar(), &reference.familiar());
+        Ok((resolved, before != Some(resolved)))
+    }
+
+    /// All tags that a registry has of a repository.
+    pub fn remote_tags(&self, name: &str) -> Result<Vec<String>, EngineError> {
+        let reference: Reference =
+            name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+        let client = self.net().registry()?;
+        Ok(self.runtime().block_on(client.tags(&reference))?)
+    }
+
+    /// Asks a registry whether it takes a login.
+    pub fn check_login(&self, host: &str, user: &str, password: &str) -> Result<(), EngineError> {
+        Ok(self.runtime().block_on(xbuild_registry::Client::log_in(host, user, password))?)
+    }
+
+    /// Repositories of a registry by a part of their names.
+    pub fn search(&self, host: &str, term: &str, limit: usize) -> Result<Vec<xbuild_registry::Hit>, EngineError> {
+        let client = self.net().registry()?;
+        Ok(self.runtime().block_on(client.search(host, term, limit))?)
+    }
+
+    /// Names of images of the store in a repository.
+    pub fn names_in(&self, repository: &str) -> Result<Vec<String>, EngineError> {
+        let wanted: Reference =
+            repository.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
+        let images = self.store().images()?.into_iter().map(|image| image.name);
+        let inside = |name: &String| {
+            name.parse::<Reference>().is_ok_and(|own| own.name() == wanted.name() && own.tag.is_some())
+        };
+        Ok(images.filter(inside).collect())
+    }
+
+    /// Bytes of regular files in one layer, as they are long.
+    fn layer_size(layer: &Tree) -> u64 {
+        fn walk(path: &std::path::Path) -> u64 {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            let size = |entry: std::fs::DirEntry| match std::fs::symlink_metadata(entry.path()) {
+                Ok(about) if about.is_dir() => walk(&entry.path()),
+                Ok(about) if about.is_file() => about.len(),
+                _ => 0,
+            };
+            entries.map(size).sum()
+        }
+        layer.dirs.iter().map(|directory| walk(directory)).sum()
     }
 }
 

@@ -32,3 +32,13 @@ mod worker;
 pub use build::{Engine, Response};
 pub use call::Answer;
 pub use error::{EngineError, StepError, StepFailure};
+
+/// Keeps a login to a registry for the user.
+pub fn keep_login(directory: &std::path::Path, host: &str, user: &str, password: &str) -> Result<(), EngineError> {
+    Ok(xbuild_registry::store(directory, host, user, password).map_err(xbuild_registry::RegistryError::from)?)
+}
+
+/// Forgets a login; whether there was one.
+pub fn forget_login(directory: &std::path::Path, host: &str) -> Result<bool, EngineError> {
+    Ok(xbuild_registry::erase(directory, host).map_err(xbuild_registry::RegistryError::from)?)
+}

