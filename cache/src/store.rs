@@ -162,6 +162,19 @@ impl Store {
         Ok(())
     }
 
+    /// Whether something was found to be so since the machine was started.
+    pub fn knows(&self, fact: &str) -> Result<bool, StoreError> {
+        let db = self.db();
+        let mut query = db.prepare_cached("SELECT 1 FROM facts WHERE name=?1 AND value=?2")?;
+        Ok(query.exists([fact, &self.epoch])?)
+    }
+
+    /// Remembers that something was found to be so, until the machine is started again.
+    pub fn remember(&self, fact: &str) -> Result<(), StoreError> {
+        self.db().execute("INSERT OR REPLACE INTO facts VALUES (?1, ?2)", [fact, &self.epoch])?;
+        Ok(())
+    }
+
     /// Moves a file or directory to the trash, whence it is freed later.
     pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
         self.trash.put(path)

@@ -23,4 +23,5 @@ pub mod users;
 
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
+pub use sandbox::try_overlay;
 pub use spec::{CgroupSpec, DEFAULT_PATH, Identity, MountSource, MountSpec, Network, Rlimit, Rootfs, Security, Spec};

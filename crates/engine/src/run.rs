@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use xbuild_cache::Staging;
 use xbuild_cache::tree::{Marks, View};
 use xbuild_graph::{NetworkMode, Platform};
-use xbuild_runner::{Outcome, Rootfs, Running, Spec, Stdio, users};
+use xbuild_runner::{Outcome, Running, Spec, Stdio, users};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -79,12 +79,7 @@ impl Engine {
         let user = users::resolve(user, &small("/etc/passwd")?, &small("/etc/group")?)
             .map_err(|e| EngineError::Source(e.to_string()))?;
         let staging = self.store().staging()?;
-        let (upper, work) = (staging.path().join("fs"), staging.path().join("work"));
-        for path in [&upper, &work] {
-            std::fs::create_dir(path).map_err(|e| EngineError::io("make", path, e))?;
-        }
-        crate::ops::exec::copy_root_attributes(&lower, &upper)?;
-        let root = Rootfs::Overlay { lower, upper, work, volatile: true, userxattr: false };
+        let root = self.snapshots().writable(self.store(), &lower, &staging)?.rootfs;
         let hostname = request.hostname.clone().unwrap_or_else(|| short_name(staging.path().to_owned()));
         let cwd = request.workdir.clone().unwrap_or_else(|| config.working_dir.clone());
         let network = networks.attach(wanted);
@@ -102,7 +97,7 @@ impl Engine {
         let running = self.launcher()?.start(&spec, stdio)?;
         Ok(Container {
             running,
-            shortfall: networks.shortfall(),
+            shortfall: networks.shortfall().or_else(|| self.snapshots().shortfall()),
             _network: network,
             _networks: networks,
             _staging: staging,

@@ -13,6 +13,8 @@ use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
 use crate::protocol::{Frame, Leftovers, receive, send};
 use crate::spec::{Network, Security, Spec};
+pub use rootfs::try_overlay;
+
 use program::Program;
 use resolve::Root;
 use rustix::fs::{Mode, OFlags};

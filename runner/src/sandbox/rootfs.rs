@@ -1,7 +1,7 @@
 //! The root file system and other trees, as detached mounts.
 
 use super::resolve::open_inside;
-use crate::error::{During, Failure};
+use crate::error::{During, Failure, SandboxError};
 use crate::spec::Rootfs;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -114,6 +114,20 @@ pub(super) fn overlay(lower: &[PathBuf], writable: Option<&Writable<'_>>) -> Res
         }
     }
     finish(&context, "overlay", MountAttrFlags::empty())
+}
+
+/// Tries an overlay of new directories in `scratch`, without attaching it anywhere.
+///
+/// # Errors
+/// Why the kernel does not make one here.
+pub fn try_overlay(scratch: &Path, userxattr: bool) -> Result<(), SandboxError> {
+    let [lower, other, upper, work] = ["lower", "other", "upper", "work"].map(|name| scratch.join(name));
+    for directory in [&lower, &other, &upper, &work] {
+        let step = || format!("make `{}`", directory.display());
+        rustix::fs::mkdir(directory.as_path(), Mode::from_raw_mode(0o700)).during(step)?;
+    }
+    let writable = Writable { upper: &upper, work: &work, volatile: true, userxattr };
+    Ok(overlay(&[lower, other], Some(&writable)).map(drop)?)
 }
 
 /// `lowerdir+` takes one directory a time, so neither a page nor escaping of `:` limits the list. Linux 6.5 (6.7 with

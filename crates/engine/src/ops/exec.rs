@@ -4,6 +4,7 @@ use super::{file, output, select};
 use crate::event::EventKind;
 use crate::network::Attached;
 use crate::request::Resources;
+use crate::snapshot::WritableRoot;
 use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepFailure};
 use std::os::fd::OwnedFd;
@@ -12,8 +13,7 @@ use xbuild_cache::tree::{Marks, View};
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
 use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, Platform, SecurityMode};
 use xbuild_runner::{
-    CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec, Stdio,
-    users,
+    CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Running, SandboxError, Security, Spec, Stdio, users,
 };
 use xbuild_solver::Task;
 
@@ -22,7 +22,7 @@ pub(crate) const USERS_MAX: u64 = 10 << 20;
 
 /// Everything that must live as long as the process.
 struct Prepared {
-    root: PathBuf,
+    root: WritableRoot,
     staging: Staging,
     parent: TreeId,
     mounts: Vec<MountSpec>,
@@ -44,7 +44,7 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
     worker.launcher.warm_up()?;
     let prepared = prepare(worker, op, task)?;
     let network = worker.networks.attach(wanted);
-    if let Some(text) = worker.networks.shortfall() {
+    for text in worker.networks.shortfall().into_iter().chain(worker.snapshots.shortfall()) {
         let short = text.clone();
         worker.events.send(worker.step(task.vertex), EventKind::Warning { text, short });
     }
@@ -58,12 +58,12 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
         let command = op.args.join(" ");
         return Err(EngineError::Process(StepFailure { command, why }));
     }
-    let Prepared { staging, parent, .. } = prepared;
-    staging.discard("work")?;
+    let Prepared { root, staging, parent, lower, .. } = prepared;
     let writable = op.mounts.first().is_some_and(|m| m.output.is_some());
     if !writable {
         return Ok(Output::Tree(parent));
     }
+    root.finish(&lower, &staging)?;
     let new = NewTree { parent: Some(parent), ..NewTree::default() };
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
 }
@@ -75,13 +75,8 @@ fn prepare(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result
         Some(Output::Local(name)) => select::whole_context(worker, name)?,
     };
     let staging = worker.store.staging()?;
-    let root = staging.path().to_owned();
-    for name in ["fs", "work"] {
-        let path = root.join(name);
-        std::fs::create_dir(&path).map_err(|e| EngineError::io("make", &path, e))?;
-    }
     let lower = worker.store.dirs(parent)?;
-    copy_root_attributes(&lower, &root.join("fs"))?;
+    let root = worker.snapshots.writable(&worker.store, &lower, &staging)?;
     let mut held = Vec::new();
     let mut mounts = Vec::new();
     for mount in op.mounts.iter().skip(1) {
@@ -157,18 +152,10 @@ fn bind(
         // A clear error before anything is mounted.
         View::layers(&lower, Marks::Trusted)?.require(&mount.selector, true)?;
     }
-    let scratch = if mount.readonly { None } else { Some(scratch(worker, held)?) };
-    Ok(MountSource::Overlay { lower, scratch, selector: mount.selector.clone() })
-}
-
-fn scratch(worker: &BuildWorker, held: &mut Vec<Held>) -> Result<(PathBuf, PathBuf), EngineError> {
     let staging = worker.store.staging()?;
-    let (upper, work) = (staging.path().join("fs"), staging.path().join("work"));
-    for path in [&upper, &work] {
-        std::fs::create_dir(path).map_err(|e| EngineError::io("make", path, e))?;
-    }
+    let source = worker.snapshots.mount(&worker.store, lower, &mount.selector, mount.readonly, &staging)?;
     held.push(Held::Scratch(staging));
-    Ok((upper, work))
+    Ok(source)
 }
 
 fn cache(
@@ -227,13 +214,7 @@ fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared, network: &Attach
     let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
     let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?)
         .map_err(|e| EngineError::Source(e.to_string()))?;
-    let root = Rootfs::Overlay {
-        lower: prepared.lower.clone(),
-        upper: prepared.root.join("fs"),
-        work: prepared.root.join("work"),
-        volatile: true,
-        userxattr: false,
-    };
+    let root = prepared.root.rootfs.clone();
     let hostname = if op.hostname.is_empty() { "buildkitsandbox" } else { &op.hostname };
     let mut env = op.env.clone();
     let set = |env: &[String], name: &str| env.iter().any(|e| e.split_once('=').is_some_and(|(n, _)| n == name));
