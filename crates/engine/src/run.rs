@@ -5,7 +5,7 @@ use crate::ops::exec::USERS_MAX;
 use crate::{Engine, EngineError};
 use std::path::PathBuf;
 use xbuild_cache::Staging;
-use xbuild_cache::tree::{Marks, View};
+use xbuild_cache::tree::View;
 use xbuild_graph::{NetworkMode, Platform};
 use xbuild_runner::{Outcome, Running, Spec, Stdio, users};
 
@@ -73,7 +73,7 @@ impl Engine {
         if args.is_empty() {
             return Err(EngineError::Source(format!("no command specified: {} has none of its own", request.image)));
         }
-        let view = View::layers(&lower, Marks::Trusted)?;
+        let view = View::layers(&lower, self.store().marks())?;
         let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
         let user = request.user.as_deref().unwrap_or(&config.user);
         let user = users::resolve(user, &small("/etc/passwd")?, &small("/etc/group")?)

@@ -74,12 +74,13 @@ impl Snapshots {
         make(&upper)?;
         if self.is_native(store) {
             make(&root)?;
-            let copied = tree::copy_out(&View::layers(dirs, Marks::Trusted)?, &root)?;
+            let copied = tree::copy_out(&View::layers(dirs, store.marks())?, &root)?;
             return Ok(WritableRoot { rootfs: Rootfs::Directory(root), copied: Some(copied) });
         }
         make(&work)?;
         crate::ops::exec::copy_root_attributes(dirs, &upper)?;
-        let rootfs = Rootfs::Overlay { lower: dirs.to_vec(), upper, work, volatile: true, userxattr: false };
+        let userxattr = store.marks() == Marks::User;
+        let rootfs = Rootfs::Overlay { lower: dirs.to_vec(), upper, work, volatile: true, userxattr };
         Ok(WritableRoot { rootfs, copied: None })
     }
 
@@ -98,7 +99,7 @@ impl Snapshots {
             let path = staging.path().join("root");
             make(&path)?;
             let fill = if readonly { Fill::Link } else { Fill::Copy };
-            tree::flatten(&View::layers(&lower, Marks::Trusted)?, &path, fill)?;
+            tree::flatten(&View::layers(&lower, store.marks())?, &path, fill)?;
             return Ok(MountSource::Bind { path, selector, recursive: false });
         }
         let mut scratch = None;
@@ -114,10 +115,10 @@ impl Snapshots {
 
 impl WritableRoot {
     /// Leaves only the changes in the staging directory, as a diff directory over `dirs`.
-    pub(crate) fn finish(&self, dirs: &[PathBuf], staging: &Staging) -> Result<(), EngineError> {
+    pub(crate) fn finish(&self, store: &Store, dirs: &[PathBuf], staging: &Staging) -> Result<(), EngineError> {
         if let (Some(copied), Rootfs::Directory(root)) = (self.copied, &self.rootfs) {
-            let base = View::layers(dirs, Marks::Trusted)?;
-            tree::take_changes(&base, root, copied, &staging.path().join("fs"), Marks::Trusted)?;
+            let base = View::layers(dirs, store.marks())?;
+            tree::take_changes(&base, root, copied, &staging.path().join("fs"), store.marks())?;
         }
         staging.discard("work")?;
         Ok(staging.discard("root")?)
@@ -133,7 +134,7 @@ fn overlay_works(store: &Store) -> Result<(), String> {
         return Ok(());
     }
     let scratch = store.staging().map_err(|e| told(&e))?;
-    try_overlay(scratch.path(), false).map_err(|e| told(&e))?;
+    try_overlay(scratch.path()).map_err(|e| told(&e))?;
     store.remember(FACT).map_err(|e| told(&e))
 }
 

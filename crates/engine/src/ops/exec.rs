@@ -9,7 +9,7 @@ use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepFailure};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use xbuild_cache::tree::{Marks, View};
+use xbuild_cache::tree::View;
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
 use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, Platform, SecurityMode};
 use xbuild_runner::{
@@ -63,7 +63,7 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
     if !writable {
         return Ok(Output::Tree(parent));
     }
-    root.finish(&lower, &staging)?;
+    root.finish(&worker.store, &lower, &staging)?;
     let new = NewTree { parent: Some(parent), ..NewTree::default() };
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
 }
@@ -150,7 +150,7 @@ fn bind(
     let lower = worker.store.dirs(tree)?;
     if !matches!(mount.selector.as_str(), "" | "/") {
         // A clear error before anything is mounted.
-        View::layers(&lower, Marks::Trusted)?.require(&mount.selector, true)?;
+        View::layers(&lower, worker.store.marks())?.require(&mount.selector, true)?;
     }
     let staging = worker.store.staging()?;
     let source = worker.snapshots.mount(&worker.store, lower, &mount.selector, mount.readonly, &staging)?;
@@ -197,7 +197,7 @@ fn cache(
     let (path, new) = worker.store.cache_mount(&place)?;
     if new {
         if let Some(Output::Tree(tree)) = mount.input.map(|n| &task.inputs[n]) {
-            let view = View::layers(&worker.store.dirs(*tree)?, Marks::Trusted)?;
+            let view = View::layers(&worker.store.dirs(*tree)?, worker.store.marks())?;
             file::copy_out(&view, &mount.selector, &path)?;
         }
         use std::os::unix::fs::PermissionsExt;
@@ -210,7 +210,7 @@ fn cache(
 }
 
 fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared, network: &Attached) -> Result<Spec, EngineError> {
-    let view = View::layers(&prepared.lower, Marks::Trusted)?;
+    let view = View::layers(&prepared.lower, worker.store.marks())?;
     let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
     let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?)
         .map_err(|e| EngineError::Source(e.to_string()))?;
