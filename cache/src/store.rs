@@ -1,6 +1,7 @@
 //! Opening a root, sessions, staging, and the check of everything.
 
 use crate::trash::{self, Trash};
+use crate::tree::Marks;
 use crate::{At, FileLock, StoreError, index};
 use rusqlite::Connection;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
@@ -9,7 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const FORMAT: &str = "xbuild-store 1";
@@ -24,6 +25,7 @@ pub struct Store {
     epoch: String,
     counter: AtomicU64,
     trash: Arc<Trash>,
+    marks: OnceLock<Marks>,
     _session: FileLock,
 }
 
@@ -92,12 +94,30 @@ impl Store {
         let epoch = epoch_of(&root)?;
         let db = index::open(&root.join("index.db"), &epoch)?;
         let trash = Arc::new(Trash::new(root.join("trash"), &owner));
-        Ok(Self { root, db: Mutex::new(db), owner, epoch, counter: AtomicU64::new(0), trash, _session: session })
+        Ok(Self {
+            root,
+            db: Mutex::new(db),
+            owner,
+            epoch,
+            counter: AtomicU64::new(0),
+            trash,
+            marks: OnceLock::new(),
+            _session: session,
+        })
     }
 
     /// Where the store is.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Overlayfs's marks in this store's trees: those that only the machine's root may set, or a user's.
+    pub fn marks(&self) -> Marks {
+        // Taking away what is not there changes nothing and says whether it would be allowed.
+        *self.marks.get_or_init(|| match rustix::fs::removexattr(&self.root, "trusted.overlay.probe") {
+            Err(rustix::io::Errno::PERM) => Marks::User,
+            _ => Marks::Trusted,
+        })
     }
 
     /// A new directory to write in, on the same filesystem as everything else.
@@ -159,6 +179,19 @@ impl Store {
         let db = self.db();
         db.execute("UPDATE trees SET epoch=NULL WHERE epoch=?1", [&self.epoch])?;
         db.execute("UPDATE blobs SET epoch=NULL WHERE epoch=?1", [&self.epoch])?;
+        Ok(())
+    }
+
+    /// Whether something was found to be so since the machine was started.
+    pub fn knows(&self, fact: &str) -> Result<bool, StoreError> {
+        let db = self.db();
+        let mut query = db.prepare_cached("SELECT 1 FROM facts WHERE name=?1 AND value=?2")?;
+        Ok(query.exists([fact, &self.epoch])?)
+    }
+
+    /// Remembers that something was found to be so, until the machine is started again.
+    pub fn remember(&self, fact: &str) -> Result<(), StoreError> {
+        self.db().execute("INSERT OR REPLACE INTO facts VALUES (?1, ?2)", [fact, &self.epoch])?;
         Ok(())
     }
 

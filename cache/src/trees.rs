@@ -37,6 +37,8 @@ pub struct Tree {
     pub parent: TreeId,
     /// Diff directories of this layer alone, top first; none if the step changed nothing.
     pub dirs: Vec<PathBuf>,
+    /// Marks in the diff directories.
+    pub marks: Marks,
     /// A directory with this tree and all below it, if one was made.
     pub(crate) flat: Option<PathBuf>,
     /// Digest of the layer's tar, once made.
@@ -180,7 +182,7 @@ impl Store {
         let staging = self.staging()?;
         let to = staging.path().join("fs");
         fs::create_dir(&to).at("make", &to)?;
-        let whole = View::layers(dirs, Marks::Trusted).and_then(|view| tree::flatten(&view, &to, Fill::Link));
+        let whole = View::layers(dirs, self.marks()).and_then(|view| tree::flatten(&view, &to, Fill::Link));
         whole.map_err(std::io::Error::other).at("put many layers into", &to)?;
         let name = self.publish(staging)?;
         // The files are new, so the tree is known to be on disk only after the next sync.
@@ -240,6 +242,7 @@ impl Store {
             changes: row.get(5)?,
             content: row.get(6)?,
             created: row.get(7)?,
+            marks: self.marks(),
             flat: row.get::<_, Option<String>>(8)?.map(|name| place(&name)),
         })
     }

@@ -24,6 +24,7 @@ pub mod users;
 
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
+pub use sandbox::try_overlay;
 pub use spec::{
     Account, CgroupSpec, DEFAULT_CAPABILITIES, DEFAULT_PATH, DeviceNode, Identity, MountSource, MountSpec, Namespaces,
     Network, Privileges, Rlimit, Rootfs, Seccomp, Security, Space, Spec,

@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xbuild_engine::Engine;
+use xbuild_engine::{Engine, Snapshotter};
 
 /// Builds Dockerfiles into OCI images and runs them.
 ///
@@ -209,8 +209,10 @@ impl Global {
     /// Opens the engine.
     pub(crate) fn engine(&self) -> Result<Engine> {
         let root = self.root()?;
-        Engine::open(&root, docker_config().as_deref(), clock)
-            .with_context(|| format!("cannot open the store at `{}`", root.display()))
+        let snapshotter = snapshotter()?;
+        let engine = Engine::open(&root, docker_config().as_deref(), clock)
+            .with_context(|| format!("cannot open the store at `{}`", root.display()))?;
+        Ok(engine.with_snapshotter(snapshotter))
     }
 
     /// Frees what was thrown away, in a process of its own that outlives this one; at once where the next build could not
@@ -233,6 +235,16 @@ impl Global {
         let silent = std::process::Stdio::null;
         // The trash stays for the next time if this fails.
         let _ = command.stdin(silent()).stdout(silent()).stderr(silent()).spawn();
+    }
+}
+
+/// How root file systems are made, by `XBUILD_SNAPSHOTTER`.
+fn snapshotter() -> Result<Snapshotter> {
+    match std::env::var_os("XBUILD_SNAPSHOTTER").unwrap_or_default().to_str() {
+        Some("" | "auto") => Ok(Snapshotter::Auto),
+        Some("overlay") => Ok(Snapshotter::Overlay),
+        Some("native") => Ok(Snapshotter::Native),
+        _ => anyhow::bail!("XBUILD_SNAPSHOTTER is none of `auto`, `overlay`, `native`"),
     }
 }
 

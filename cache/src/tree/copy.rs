@@ -535,7 +535,7 @@ impl<'a> Copier<'a> {
                 return Ok(());
             }
         }
-        if meta.nlink > 1 && matches!(meta.kind, Kind::File) {
+        if meta.nlink > 1 && meta.kind == Kind::File && !self.writer.separate {
             let slot = self.groups.slot(id);
             let mut first = lock(&slot);
             if let Some(first) = &*first

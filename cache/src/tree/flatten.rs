@@ -12,16 +12,18 @@ use std::path::Path;
 pub enum Fill {
     /// As further names of the files of the store, where they can be. For directories in which nothing is changed.
     Link,
-    /// As copies, with shared blocks where the file system can.
+    /// As copies, with shared blocks where the file system can. Names of one file become files of their own, as they do in an
+    /// overlay when one of them is changed.
     Copy,
 }
 
 /// Puts everything that a view of the store shows into the empty directory `to`, with all attributes and times.
 pub fn flatten(view: &View, to: &Path, fill: Fill) -> Result<()> {
-    let writer = match fill {
+    let mut writer = match fill {
         Fill::Link => DiffWriter::new(to, &View::layers::<&Path>(&[], Marks::Plain)?, Marks::Plain)?,
         Fill::Copy => DiffWriter::onto(to)?,
     };
+    writer.separate = fill == Fill::Copy;
     let root = Path::new("/");
     let source = CopySource::Path { view, path: root, wildcard: false, required: true };
     let Some(node) = view.lookup(root, false)? else { return Ok(()) };

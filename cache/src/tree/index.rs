@@ -248,8 +248,8 @@ fn check(data: &[u8]) -> Option<usize> {
     (whole && blake3::hash(body).as_bytes() == footer).then_some(count)
 }
 
-/// The time that the file system gives to a file made now.
-fn clock(path: &Path) -> Result<Time> {
+/// The time that the file system gives to a file made now, beside `path`.
+pub(crate) fn clock(path: &Path) -> Result<Time> {
     let (temporary, file) = scratch(path)?;
     let meta = rustix::fs::fstat(&file).context("stat", path);
     fs::remove_file(&temporary).context("remove", path)?;

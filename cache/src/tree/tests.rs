@@ -13,6 +13,7 @@ mod archive;
 mod copying;
 mod deltas;
 mod digests;
+mod rootless;
 mod roundtrip;
 mod viewing;
 

@@ -38,6 +38,8 @@ pub struct DiffWriter {
     /// Times that directories get at the end, by path below the root.
     times: Mutex<HashMap<PathBuf, Time>>,
     pub(crate) links: super::link::Links,
+    /// Each name of a file becomes a file of its own.
+    pub(crate) separate: bool,
     /// When the last change of anything that was copied from a context was.
     newest: Mutex<Option<Time>>,
 }
@@ -110,6 +112,7 @@ impl DiffWriter {
             marks,
             times: Mutex::default(),
             links: super::link::Links::new(share),
+            separate: false,
             newest: Mutex::default(),
         })
     }

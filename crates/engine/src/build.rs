@@ -10,6 +10,7 @@ use crate::net::Net;
 use crate::network::Networks;
 use crate::request::{NoCache, Request};
 use crate::resolver::BuildResolver;
+use crate::snapshot::{Snapshots, Snapshotter};
 use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepError, provenance, push};
 use serde_json::json;
@@ -32,6 +33,7 @@ pub struct Engine {
     runtime: tokio::runtime::Runtime,
     launcher: OnceLock<Arc<Launcher>>,
     net: Arc<Net>,
+    snapshots: Arc<Snapshots>,
     clock: fn() -> (i64, u32),
 }
 
@@ -73,7 +75,19 @@ impl Engine {
             .thread_name("xbuild")
             .build()
             .map_err(|e| EngineError::Internal(format!("no threads: {e}")))?;
-        Ok(Self { store, runtime, launcher: OnceLock::new(), net: Arc::new(Net::new(credentials)), clock })
+        let (launcher, net) = (OnceLock::new(), Arc::new(Net::new(credentials)));
+        Ok(Self { store, runtime, launcher, net, snapshots: Arc::default(), clock })
+    }
+
+    /// Makes root file systems in another way than with overlayfs if that works.
+    #[must_use]
+    pub fn with_snapshotter(mut self, snapshotter: Snapshotter) -> Self {
+        self.snapshots = Arc::new(Snapshots::new(snapshotter));
+        self
+    }
+
+    pub(crate) fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
     }
 
     /// The store.
@@ -266,6 +280,7 @@ impl Engine {
             listings: Mutex::default(),
             indexes: Mutex::default(),
             networks: Networks::of_host(own_networks),
+            snapshots: self.snapshots.clone(),
             cancel: cancel.clone(),
             resources: request.resources.clone(),
             groups: Default::default(),

@@ -33,7 +33,7 @@ pub(crate) struct StoreLayers;
 impl LayerTar for StoreLayers {
     fn write_layer(&self, layer: &Tree, clamp: Option<i64>, mut out: &mut dyn Write) -> io::Result<()> {
         let options = TarOptions { clamp };
-        tree::write_layer(&layer.dirs, Marks::Trusted, options, &mut out).map_err(io::Error::other)
+        tree::write_layer(&layer.dirs, layer.marks, options, &mut out).map_err(io::Error::other)
     }
 }
 
@@ -197,7 +197,7 @@ impl Exporter<'_> {
         let clamp = self.request.source_date_epoch;
         let staging = self.store.staging()?;
         let view = match self.built {
-            [built] if !self.split(output) => View::layers(&self.store.dirs(built.tree)?, Marks::Trusted)?,
+            [built] if !self.split(output) => View::layers(&self.store.dirs(built.tree)?, self.store.marks())?,
             _ => {
                 self.write_files(output, staging.path(), None)?;
                 View::layers(&[staging.path()], Marks::Plain)?
@@ -223,7 +223,7 @@ impl Exporter<'_> {
         let split = self.split(output);
         let mut taken = BTreeMap::new();
         for built in self.built {
-            let view = View::layers(&self.store.dirs(built.tree)?, Marks::Trusted)?;
+            let view = View::layers(&self.store.dirs(built.tree)?, self.store.marks())?;
             let mut target = dest.to_owned();
             if split {
                 target.push(built.platform.directory());
@@ -238,7 +238,7 @@ impl Exporter<'_> {
 
     /// Removes below `dest` what the result does not have (`mode=delete`).
     fn delete_others(&self, output: &Output, dest: &Path) -> Result<(), EngineError> {
-        let views = self.built.iter().map(|b| Ok(View::layers(&self.store.dirs(b.tree)?, Marks::Trusted)?));
+        let views = self.built.iter().map(|b| Ok(View::layers(&self.store.dirs(b.tree)?, self.store.marks())?));
         let views: Vec<View> = views.collect::<Result<_, EngineError>>()?;
         let roots = views.iter().map(|view| Ok((view, view.require("/", false)?)));
         let roots: Vec<(&View, Node)> = roots.collect::<Result<_, EngineError>>()?;

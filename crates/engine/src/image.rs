@@ -293,7 +293,9 @@ impl Images<'_> {
             for _ in 0..threads {
                 scope.spawn(|| {
                     while let Some((n, (layer, diff_id))) = nth(layers, &next) {
-                        let result = self.unpack_one(layer, *diff_id, job, &|| finished.view_below(n, &job.below));
+                        let result = self.unpack_one(layer, *diff_id, job, &|| {
+                            finished.view_below(n, &job.below, self.store.marks())
+                        });
                         if result.is_err() {
                             next.store(layers.len(), Ordering::Relaxed);
                         }
@@ -320,7 +322,7 @@ impl Images<'_> {
         let target = staging.path().join("fs");
         std::fs::create_dir(&target).map_err(|e| EngineError::io("make", &target, e))?;
         let mut hashed = HashReader { inner: &mut reader, hash: Sha256Writer::new(std::io::sink()) };
-        tree::unpack_layer(&mut hashed, &target, base, Marks::Trusted, Limits::default())
+        tree::unpack_layer(&mut hashed, &target, base, self.store.marks(), Limits::default())
             .map_err(|source| EngineError::Layer { layer: layer.digest, image: job.shown.to_owned(), source })?;
         std::io::copy(&mut hashed, &mut std::io::sink()).map_err(|e| EngineError::io("read", &path, e))?;
         let (_, found, _) = hashed.hash.finish();
@@ -419,7 +421,7 @@ impl Finished {
     }
 
     /// The tree below layer `n`, once all of it is there. Lower layers were started before, so they end.
-    fn view_below(&self, n: usize, below: &[PathBuf]) -> tree::Result<View> {
+    fn view_below(&self, n: usize, below: &[PathBuf], marks: Marks) -> tree::Result<View> {
         let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = |r: &mut Vec<Option<Result<Staging, EngineError>>>| r[..n].iter().any(Option::is_none);
         let results = self.changed.wait_while(results, waiting).unwrap_or_else(PoisonError::into_inner);
@@ -433,7 +435,7 @@ impl Finished {
             }
         }
         dirs.extend_from_slice(below);
-        View::layers(&dirs, Marks::Trusted)
+        View::layers(&dirs, marks)
     }
 
     fn into_results(self) -> Result<Vec<Staging>, EngineError> {

@@ -25,6 +25,7 @@ mod provenance;
 mod push;
 pub mod request;
 mod resolver;
+mod snapshot;
 mod stored;
 pub mod time;
 mod worker;
@@ -42,3 +43,4 @@ pub fn keep_login(directory: &std::path::Path, host: &str, user: &str, password:
 pub fn forget_login(directory: &std::path::Path, host: &str) -> Result<bool, EngineError> {
     Ok(xbuild_registry::erase(directory, host).map_err(xbuild_registry::RegistryError::from)?)
 }
+pub use snapshot::Snapshotter;

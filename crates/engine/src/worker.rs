@@ -9,6 +9,7 @@ use crate::network::Networks;
 use crate::ops::source::Remote;
 use crate::ops::{self, select};
 use crate::request::{Resources, SecretValue};
+use crate::snapshot::Snapshots;
 use crate::{EngineError, git};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ pub(crate) struct BuildWorker {
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
     /// Networks of execs.
     pub(crate) networks: Networks,
+    /// Root file systems of execs.
+    pub(crate) snapshots: Arc<Snapshots>,
     /// Ends the build.
     pub(crate) cancel: Cancel,
     /// Limits of every exec.

@@ -19,6 +19,7 @@ use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
 use crate::protocol::{Frame, Leftovers, receive, send};
 use crate::spec::{DEFAULT_CAPABILITIES, Identity, Network, Privileges, Rlimit, Seccomp, Space, Spec};
+pub use rootfs::try_overlay;
 use program::Program;
 use resolve::Root;
 use rustix::fs::{Mode, OFlags};

@@ -1,7 +1,7 @@
 //! The root file system and other trees, as detached mounts.
 
 use super::resolve::open_inside;
-use crate::error::{During, Failure};
+use crate::error::{During, Failure, SandboxError};
 use crate::spec::Rootfs;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -103,19 +103,40 @@ pub(super) fn overlay(lower: &[PathBuf], writable: Option<&Writable<'_>>) -> Res
     for (key, value) in [("redirect_dir", "off"), ("metacopy", "off"), ("index", "off")] {
         set(&context, key, value).during(|| format!("overlay option `{key}={value}`"))?;
     }
+    if writable.is_some_and(|writable| writable.userxattr) || !may_use_trusted(lower) {
+        set(&context, "userxattr", "").during(|| "overlay option `userxattr`".to_owned())?;
+    }
     set_lower(&context, lower)?;
     if let Some(writable) = writable {
         if writable.volatile {
             set(&context, "volatile", "").during(|| "overlay option `volatile`".to_owned())?;
-        }
-        if writable.userxattr {
-            set(&context, "userxattr", "").during(|| "overlay option `userxattr`".to_owned())?;
         }
         for (key, path) in [("upperdir", writable.upper), ("workdir", writable.work)] {
             fsconfig_set_string(&context, key, path).during(|| format!("overlay {key} `{}`", path.display()))?;
         }
     }
     finish(&context, "overlay", MountAttrFlags::empty())
+}
+
+/// True if overlayfs may keep its marks where only the machine's root can; else they are in attributes of the user, also
+/// those of directories that are only read.
+fn may_use_trusted(lower: &[PathBuf]) -> bool {
+    let probe = |path: &PathBuf| rustix::fs::removexattr(path.as_path(), "trusted.overlay.probe");
+    lower.first().map(probe) != Some(Err(Errno::PERM))
+}
+
+/// Tries an overlay of new directories in `scratch`, without attaching it anywhere.
+///
+/// # Errors
+/// Why the kernel does not make one here.
+pub fn try_overlay(scratch: &Path) -> Result<(), SandboxError> {
+    let [lower, other, upper, work] = ["lower", "other", "upper", "work"].map(|name| scratch.join(name));
+    for directory in [&lower, &other, &upper, &work] {
+        let step = || format!("make `{}`", directory.display());
+        rustix::fs::mkdir(directory.as_path(), Mode::from_raw_mode(0o700)).during(step)?;
+    }
+    let writable = Writable { upper: &upper, work: &work, volatile: true, userxattr: false };
+    Ok(overlay(&[lower, other], Some(&writable)).map(drop)?)
 }
 
 /// `lowerdir+` takes one directory a time, so neither a page nor escaping of `:` limits the list. Linux 6.5 (6.7 with

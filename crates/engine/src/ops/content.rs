@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use std::io::{self, Write};
-use xbuild_cache::tree::{self, Marks, TarOptions};
+use xbuild_cache::tree::{self, TarOptions};
 use xbuild_cache::{Store, Tree, TreeId};
 
 /// Digest of what a tree holds: changes of its top layer and the digest of what is below. Times do not count. Remembered in
@@ -34,7 +34,7 @@ fn changes(layer: &Tree) -> Result<[u8; 32], EngineError> {
         return Ok(changes);
     }
     let mut hash = Blake(blake3::Hasher::new());
-    tree::write_layer(&layer.dirs, Marks::Trusted, TarOptions { clamp: Some(i64::MIN) }, &mut hash)?;
+    tree::write_layer(&layer.dirs, layer.marks, TarOptions { clamp: Some(i64::MIN) }, &mut hash)?;
     Ok(*hash.0.finalize().as_bytes())
 }
 

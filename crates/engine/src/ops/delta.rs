@@ -9,7 +9,7 @@ use crate::EngineError;
 use crate::worker::{BuildWorker, Output};
 use std::path::{Path, PathBuf};
 use xbuild_cache::tree::{
-    self, Changes, CopySource as TreeSource, DiffWriter, FileDigests, Listing, ListingWriter, Marks, View,
+    self, Changes, CopySource as TreeSource, DiffWriter, FileDigests, Listing, ListingWriter, View,
 };
 use xbuild_cache::{Store, Tree, TreeId};
 use xbuild_graph::{CopyAction, CopySource, FileAction, FileOp, Op};
@@ -98,7 +98,7 @@ fn stands(
     listing: &Listing,
 ) -> Result<bool, EngineError> {
     let below = match parent {
-        Some(parent) if parent != tree.parent => Some(View::layers(&store.dirs(tree.parent)?, Marks::Trusted)?),
+        Some(parent) if parent != tree.parent => Some(View::layers(&store.dirs(tree.parent)?, store.marks())?),
         _ => None,
     };
     if let Some(below) = &below

@@ -4,16 +4,16 @@ use super::{file, output, select};
 use crate::event::EventKind;
 use crate::network::Attached;
 use crate::request::Resources;
+use crate::snapshot::WritableRoot;
 use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepFailure};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use xbuild_cache::tree::{Marks, View};
+use xbuild_cache::tree::View;
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
 use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, Platform, SecurityMode};
 use xbuild_runner::{
-    CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Rootfs, Running, SandboxError, Security, Spec, Stdio,
-    users,
+    CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Running, SandboxError, Security, Spec, Stdio, users,
 };
 use xbuild_solver::Task;
 
@@ -22,7 +22,7 @@ pub(crate) const USERS_MAX: u64 = 10 << 20;
 
 /// Everything that must live as long as the process.
 struct Prepared {
-    root: PathBuf,
+    root: WritableRoot,
     staging: Staging,
     parent: TreeId,
     mounts: Vec<MountSpec>,
@@ -44,7 +44,7 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
     worker.launcher.warm_up()?;
     let prepared = prepare(worker, op, task)?;
     let network = worker.networks.attach(wanted);
-    if let Some(text) = worker.networks.shortfall() {
+    for text in worker.networks.shortfall().into_iter().chain(worker.snapshots.shortfall()) {
         let short = text.clone();
         worker.events.send(worker.step(task.vertex), EventKind::Warning { text, short });
     }
@@ -58,12 +58,12 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
         let command = op.args.join(" ");
         return Err(EngineError::Process(StepFailure { command, why }));
     }
-    let Prepared { staging, parent, .. } = prepared;
-    staging.discard("work")?;
+    let Prepared { root, staging, parent, lower, .. } = prepared;
     let writable = op.mounts.first().is_some_and(|m| m.output.is_some());
     if !writable {
         return Ok(Output::Tree(parent));
     }
+    root.finish(&worker.store, &lower, &staging)?;
     let new = NewTree { parent: Some(parent), ..NewTree::default() };
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
 }
@@ -75,13 +75,8 @@ fn prepare(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result
         Some(Output::Local(name)) => select::whole_context(worker, name)?,
     };
     let staging = worker.store.staging()?;
-    let root = staging.path().to_owned();
-    for name in ["fs", "work"] {
-        let path = root.join(name);
-        std::fs::create_dir(&path).map_err(|e| EngineError::io("make", &path, e))?;
-    }
     let lower = worker.store.dirs(parent)?;
-    copy_root_attributes(&lower, &root.join("fs"))?;
+    let root = worker.snapshots.writable(&worker.store, &lower, &staging)?;
     let mut held = Vec::new();
     let mut mounts = Vec::new();
     for mount in op.mounts.iter().skip(1) {
@@ -157,20 +152,12 @@ fn bind(
     let lower = worker.store.dirs(tree)?;
     if !matches!(mount.selector.as_str(), "" | "/") {
         // A clear error before anything is mounted.
-        View::layers(&lower, Marks::Trusted)?.require(&mount.selector, true)?;
+        View::layers(&lower, worker.store.marks())?.require(&mount.selector, true)?;
     }
-    let scratch = if mount.readonly { None } else { Some(scratch(worker, held)?) };
-    Ok(MountSource::Overlay { lower, scratch, selector: mount.selector.clone() })
-}
-
-fn scratch(worker: &BuildWorker, held: &mut Vec<Held>) -> Result<(PathBuf, PathBuf), EngineError> {
     let staging = worker.store.staging()?;
-    let (upper, work) = (staging.path().join("fs"), staging.path().join("work"));
-    for path in [&upper, &work] {
-        std::fs::create_dir(path).map_err(|e| EngineError::io("make", path, e))?;
-    }
+    let source = worker.snapshots.mount(&worker.store, lower, &mount.selector, mount.readonly, &staging)?;
     held.push(Held::Scratch(staging));
-    Ok((upper, work))
+    Ok(source)
 }
 
 fn cache(
@@ -212,7 +199,7 @@ fn cache(
     let (path, new) = worker.store.cache_mount(&place)?;
     if new {
         if let Some(Output::Tree(tree)) = mount.input.map(|n| &task.inputs[n]) {
-            let view = View::layers(&worker.store.dirs(*tree)?, Marks::Trusted)?;
+            let view = View::layers(&worker.store.dirs(*tree)?, worker.store.marks())?;
             file::copy_out(&view, &mount.selector, &path)?;
         }
         use std::os::unix::fs::PermissionsExt;
@@ -225,17 +212,11 @@ fn cache(
 }
 
 fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared, network: &Attached) -> Result<Spec, EngineError> {
-    let view = View::layers(&prepared.lower, Marks::Trusted)?;
+    let view = View::layers(&prepared.lower, worker.store.marks())?;
     let small = |path| Ok::<_, EngineError>(view.read_small(path, USERS_MAX)?.unwrap_or_default());
     let user = users::resolve(&op.user, &small("/etc/passwd")?, &small("/etc/group")?)
         .map_err(|e| EngineError::Source(e.to_string()))?;
-    let root = Rootfs::Overlay {
-        lower: prepared.lower.clone(),
-        upper: prepared.root.join("fs"),
-        work: prepared.root.join("work"),
-        volatile: true,
-        userxattr: false,
-    };
+    let root = prepared.root.rootfs.clone();
     let hostname = if op.hostname.is_empty() { "buildkitsandbox" } else { &op.hostname };
     let mut env = op.env.clone();
     let set = |env: &[String], name: &str| env.iter().any(|e| e.split_once('=').is_some_and(|(n, _)| n == name));

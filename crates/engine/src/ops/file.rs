@@ -26,7 +26,8 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
     // `--link`: the result is the same over any base.
     let link = op.actions.iter().all(|a| matches!(a, FileAction::Copy(copy) if copy.link)) && !op.actions.is_empty();
     let below = if link { Vec::new() } else { worker.store.dirs(parent)? };
-    let base = View::layers(&below, Marks::Trusted)?;
+    let marks = worker.store.marks();
+    let base = View::layers(&below, marks)?;
     let listing = worker.listings.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.vertex.index());
     let earlier = match &listing {
         Some(listing) if task.reuse => delta::earlier(&worker.store, task, listing, &base, (!link).then_some(parent))?,
@@ -35,7 +36,7 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
     let staging = worker.store.staging()?;
     let diff = staging.path().join("fs");
     std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
-    let writer = DiffWriter::new(&diff, &base, Marks::Trusted)?;
+    let writer = DiffWriter::new(&diff, &base, marks)?;
     for action in &op.actions {
         apply(worker, &writer, action, task, earlier.as_ref().map(|e| &e.changes))?;
     }
@@ -214,7 +215,7 @@ fn only_file(view: &View) -> Result<std::path::PathBuf, EngineError> {
 /// A view of an input: a tree of the store, or a context with its ignore rules.
 pub(crate) fn view(worker: &BuildWorker, output: &Output) -> Result<View, EngineError> {
     match output {
-        Output::Tree(tree) => Ok(View::layers(&worker.store.dirs(*tree)?, Marks::Trusted)?),
+        Output::Tree(tree) => Ok(View::layers(&worker.store.dirs(*tree)?, worker.store.marks())?),
         Output::Local(name) => select::context_view(worker, name),
     }
 }

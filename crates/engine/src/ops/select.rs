@@ -7,7 +7,7 @@ use crate::worker::BuildWorker;
 use std::path::Path;
 use std::sync::Arc;
 use xbuild_cache::tree::{
-    self, CopyOptions, CopySource as TreeSource, DiffWriter, FileDigests, Listing, Marks, NoDigests, View,
+    self, CopyOptions, CopySource as TreeSource, DiffWriter, FileDigests, Listing, NoDigests, View,
 };
 use xbuild_cache::{NewTree, Store, TreeId};
 use xbuild_frontend::ignore;
@@ -27,7 +27,7 @@ pub(crate) fn is_selective(op: &Op, n: usize) -> bool {
 
 /// Digest of what an op reads of an input that is a tree of the store.
 pub(crate) fn digest_of_tree(store: &Store, op: &Op, n: usize, tree: TreeId) -> Result<[u8; 32], EngineError> {
-    let view = View::layers(&store.dirs(tree)?, Marks::Trusted)?;
+    let view = View::layers(&store.dirs(tree)?, store.marks())?;
     digest(op, n, &view, &NoDigests)
 }
 
@@ -149,7 +149,8 @@ pub(crate) fn selected_context(worker: &BuildWorker, name: &str, selector: &str)
     let diff = staging.path().join("fs");
     std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
     let empty: [&Path; 0] = [];
-    let writer = DiffWriter::new(&diff, &View::layers(&empty, Marks::Trusted)?, Marks::Trusted)?;
+    let marks = worker.store.marks();
+    let writer = DiffWriter::new(&diff, &View::layers(&empty, marks)?, marks)?;
     let selector = if selector.is_empty() { "/" } else { selector };
     let node = view.require(selector, true)?;
     let place = Path::new("/").join(&node.path);
