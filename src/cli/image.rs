@@ -167,12 +167,14 @@ pub(crate) fn group(command: &ImageGroup, global: &Global) -> Result<Outcome> {
 }
 
 fn prune(args: &ImagePruneArgs, global: &Global) -> Result<Outcome> {
-    let what = if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
+    let what =
+        if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
     if !confirmed(args.common.force, what)? {
         return Ok(Outcome::Success);
     }
     let engine = global.engine()?;
-    let all = args.all || args.common.filter.iter().any(|filter| matches!(filter.as_str(), "dangling=false" | "dangling=0"));
+    let all =
+        args.all || args.common.filter.iter().any(|filter| matches!(filter.as_str(), "dangling=false" | "dangling=0"));
     let freed = prune_images(&engine, &Chosen::parse(&args.common.filter)?, all)?;
     say_reclaimed(freed)?;
     global.sweep_later(&engine);

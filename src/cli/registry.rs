@@ -122,10 +122,12 @@ pub(crate) fn login(args: &LoginArgs, global: &Global) -> Result<Outcome> {
     if user.is_empty() || password.is_empty() {
         bail!("username and password are required");
     }
-    global.engine()?.check_login(&host, &user, &password).with_context(|| {
-        format!("login attempt to {host} failed: unauthorized, or the registry cannot be reached")
-    })?;
-    let directory = docker_config().context("neither DOCKER_CONFIG nor HOME is set: there is no place for the login")?;
+    global
+        .engine()?
+        .check_login(&host, &user, &password)
+        .with_context(|| format!("login attempt to {host} failed: unauthorized, or the registry cannot be reached"))?;
+    let directory =
+        docker_config().context("neither DOCKER_CONFIG nor HOME is set: there is no place for the login")?;
     xbuild_engine::keep_login(&directory, &kept_as, &user, &password)?;
     writeln!(std::io::stdout(), "Login Succeeded")?;
     Ok(Outcome::Success)

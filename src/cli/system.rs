@@ -63,13 +63,8 @@ pub(crate) fn system(command: &SystemCommand, global: &Global) -> Result<Outcome
     }
 }
 
-const HEADERS: [(&str, &str); 5] = [
-    ("Type", "TYPE"),
-    ("TotalCount", "TOTAL"),
-    ("Active", "ACTIVE"),
-    ("Size", "SIZE"),
-    ("Reclaimable", "RECLAIMABLE"),
-];
+const HEADERS: [(&str, &str); 5] =
+    [("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE"), ("Reclaimable", "RECLAIMABLE")];
 
 fn df(args: &DfArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
@@ -183,7 +178,11 @@ pub(crate) fn version(args: &InfoArgs) -> Result<Outcome> {
             writeln!(out, "Client:")?;
             for (name, key) in [("Version", "Version"), ("OS/Arch", "Os"), ("Kernel", "KernelVersion")] {
                 let value = own[key].as_str().unwrap_or_default();
-                let value = if key == "Os" { format!("{value}/{}", own["Arch"].as_str().unwrap_or_default()) } else { value.to_owned() };
+                let value = if key == "Os" {
+                    format!("{value}/{}", own["Arch"].as_str().unwrap_or_default())
+                } else {
+                    value.to_owned()
+                };
                 writeln!(out, " {name:<10} {value}")?;
             }
         }
@@ -197,7 +196,8 @@ pub(crate) fn info(args: &InfoArgs, global: &Global) -> Result<Outcome> {
     let count = |status: Status| all.iter().filter(|found| found.state.status == status).count();
     let (running, paused) = (count(Status::Running) + count(Status::Restarting), count(Status::Paused));
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let memory = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let memory =
+        memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
     let version = version_of();
     let info = json!({
         "Containers": all.len(),

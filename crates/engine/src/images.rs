@@ -202,8 +202,7 @@ impl Engine {
         let mut layers = layers.iter();
         let mut lines = Vec::new();
         for step in &found.config.history {
-            let size =
-                if step.empty_layer { 0 } else { layers.next().map_or(0, Self::layer_size) };
+            let size = if step.empty_layer { 0 } else { layers.next().map_or(0, Self::layer_size) };
             lines.push(HistoryLine {
                 created: step.created.clone().unwrap_or_default(),
                 created_by: step.created_by.clone(),
@@ -356,9 +355,8 @@ impl Engine {
         let wanted: Reference =
             repository.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
         let images = self.store().images()?.into_iter().map(|image| image.name);
-        let inside = |name: &String| {
-            name.parse::<Reference>().is_ok_and(|own| own.name() == wanted.name() && own.tag.is_some())
-        };
+        let inside =
+            |name: &String| name.parse::<Reference>().is_ok_and(|own| own.name() == wanted.name() && own.tag.is_some());
         Ok(images.filter(inside).collect())
     }
 

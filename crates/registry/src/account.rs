@@ -106,7 +106,8 @@ impl Client {
             star_count: u64,
             is_official: bool,
         }
-        let wrong = |why: String| RegistryError::Protocol { what: "search".to_owned(), host: "docker.io".to_owned(), why };
+        let wrong =
+            |why: String| RegistryError::Protocol { what: "search".to_owned(), host: "docker.io".to_owned(), why };
         let limit = limit.to_string();
         let url = Url::parse_with_params("https://index.docker.io/v1/search", [("q", term), ("n", limit.as_str())]);
         let call = Call {
@@ -243,7 +244,9 @@ mod tests {
 
     #[test]
     fn base64_has_its_padding() {
-        for (plain, want) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("kit:opensesame", "a2l0Om9wZW5zZXNhbWU=")] {
+        for (plain, want) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("kit:opensesame", "a2l0Om9wZW5zZXNhbWU=")]
+        {
             assert_eq!(encode_base64(plain.as_bytes()), want);
         }
     }

@@ -1,8 +1,8 @@
 //! Files to a tar and back, for copies between containers and the host.
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, chmodat,
-    chownat, mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat,
+    mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -154,7 +154,12 @@ fn parts_of(path: &Path) -> io::Result<Vec<PathBuf>> {
         match part {
             Component::Normal(name) => parts.push(PathBuf::from(name)),
             Component::CurDir | Component::RootDir => {}
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("`{}` leaves the directory", path.display()))),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("`{}` leaves the directory", path.display()),
+                ));
+            }
         }
     }
     Ok(parts)
@@ -193,10 +198,16 @@ fn put(
     match (there, kind) {
         (Some(FileType::Directory), EntryType::Directory) => {}
         (Some(FileType::Directory), _) => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "cannot overwrite a directory with a non-directory"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "cannot overwrite a directory with a non-directory",
+            ));
         }
         (Some(_), EntryType::Directory) => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "cannot overwrite a non-directory with a directory"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "cannot overwrite a non-directory with a directory",
+            ));
         }
         // A file that something is mounted on is written in place, as one that is removed would not be the same.
         (Some(FileType::RegularFile), EntryType::Regular | EntryType::Continuous) => {

@@ -57,7 +57,11 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
             match to.look(&engine, true)? {
                 Some(About { directory: true, .. }) => {}
                 Some(_) => bail!("destination \"{}\" must be a directory", args.destination),
-                None => bail!("Could not find the file {} in container {}: no such directory", to.path.display(), to.found.container.name),
+                None => bail!(
+                    "Could not find the file {} in container {}: no such directory",
+                    to.path.display(),
+                    to.found.container.name
+                ),
             }
             to.unpack(&engine, &to.path, &mut std::io::stdin().lock())?;
         }
@@ -68,7 +72,9 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
             let (directory, name) = target(&from.path, &about, &to, there.as_ref(), &parent_is_there)?;
             transfer(
                 |out| from.pack(&engine, &name, args.follow_link, out),
-                |input| archive::unpack(&directory, input).with_context(|| format!("cannot copy to `{}`", to.display())),
+                |input| {
+                    archive::unpack(&directory, input).with_context(|| format!("cannot copy to `{}`", to.display()))
+                },
             )?;
         }
         (End::Here(from), End::Inside(to)) => {
