@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use xbuild_runner::network::{
-    Attachment, ContainerNetwork, EndpointRequest, NetworkError, Networks, NewNetwork, PortBinding, Protocol, Resolvers,
+    Attachment, ContainerNetwork, EndpointRequest, NetworkError, Networks, NewNetwork, PortRequest, Protocol, Resolvers,
 };
 
 /// Longer than anything takes.
@@ -172,9 +172,9 @@ fn networks_do_not_reach_each_other_nor_the_hosts_loopback() {
 fn published_ports_lead_to_the_container() {
     on_a_host(|networks, _| {
         let mut web = wanted("web", "bridge");
-        let binding = |host_address, host_port, container_port, protocol| PortBinding {
+        let binding = |host_address, host_port: u16, container_port, protocol| PortRequest {
             host_address,
-            host_port,
+            host_ports: (host_port, host_port),
             container_port,
             protocol,
         };

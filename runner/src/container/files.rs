@@ -52,6 +52,12 @@ impl Containers {
         Containers { root: root.join("containers") }
     }
 
+    /// The store that they are in.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        self.root.parent().unwrap_or(&self.root)
+    }
+
     /// The directory of the container `id`.
     #[must_use]
     pub fn directory(&self, id: &str) -> PathBuf {

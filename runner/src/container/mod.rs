@@ -38,6 +38,7 @@ mod files;
 pub mod inside;
 pub mod log;
 pub mod monitor;
+mod networking;
 mod policy;
 mod removal;
 pub mod signals;

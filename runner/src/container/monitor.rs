@@ -15,7 +15,8 @@ use super::wire::{self, Answer, ExecRequest, Request, Streams, Tag};
 use super::{clock, group_of};
 use crate::devices::DeviceControl;
 use crate::error::SandboxError;
-use crate::spec::{Account, Privileges, Rlimit, Space, Spec};
+use crate::network::{Attachment, ContainerNetwork, Networks};
+use crate::spec::{Account, Network, Privileges, Rlimit, Space, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -25,7 +26,7 @@ use rustix::net::{
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,7 @@ fn serve() -> io::Result<()> {
         listener: None,
         devices: None,
         spec: None,
+        network: None,
         main: None,
         others: BTreeMap::new(),
         clients: BTreeMap::new(),
@@ -197,6 +199,7 @@ struct Monitor {
     listener: Option<OwnedFd>,
     devices: Option<DeviceControl>,
     spec: Option<Box<Spec>>,
+    network: Option<Attachment>,
     main: Option<Child>,
     others: BTreeMap<u64, Other>,
     clients: BTreeMap<u64, Client>,
@@ -216,6 +219,7 @@ struct Monitor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Listener,
+    Names,
     Client(u64),
     Child(Option<u64>, Part),
 }
@@ -243,6 +247,8 @@ impl Monitor {
                 .farewell_at
                 .is_some_and(|at| Instant::now() >= at || self.clients.values().all(|client| client.outbox.is_empty()))
             {
+                self.clients.clear();
+                self.sweep_networks();
                 return Ok(());
             }
             // Whoever started this monitor is gone before it said what to do.
@@ -252,16 +258,28 @@ impl Monitor {
         }
     }
 
-    fn wait(&self) -> io::Result<Vec<(Token, PollFlags)>> {
-        let mut wanted: Vec<(Token, &OwnedFd, PollFlags)> = Vec::new();
-        if let Some(listener) = &self.listener {
-            wanted.push((Token::Listener, listener, PollFlags::IN));
+    /// Nobody waits for this process any more; it may as well see what others left.
+    fn sweep_networks(&self) {
+        if self.spec.as_ref().is_some_and(|spec| matches!(spec.network, Network::Namespace(_)))
+            && let Ok(networks) = Networks::open(self.containers.store(), clock::stamp)
+        {
+            // What stays is removed after the next container.
+            let _ = networks.sweep_when_idle();
         }
+    }
+
+    fn wait(&self) -> io::Result<Vec<(Token, PollFlags)>> {
+        let mut wanted: Vec<(Token, BorrowedFd<'_>, PollFlags)> = Vec::new();
+        if let Some(listener) = &self.listener {
+            wanted.push((Token::Listener, listener.as_fd(), PollFlags::IN));
+        }
+        let names = self.network.iter().flat_map(Attachment::waits_for);
+        wanted.extend(names.map(|(fd, flags)| (Token::Names, fd, flags)));
         for (key, client) in &self.clients {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, self.takes_input(client));
             flags.set(PollFlags::OUT, !client.outbox.is_empty());
-            wanted.push((Token::Client(*key), &client.socket, flags));
+            wanted.push((Token::Client(*key), client.socket.as_fd(), flags));
         }
         let main = self.main.iter().map(|child| (None, child));
         let others = self.others.iter().map(|(key, other)| (Some(*key), &other.child));
@@ -277,11 +295,11 @@ impl Monitor {
                 (Part::Stdin, child.streams.stdin.as_ref().filter(|_| feeds), PollFlags::OUT),
                 (Part::Process, running, PollFlags::IN),
             ] {
-                wanted.extend(fd.map(|fd| (Token::Child(key, part), fd, flags)));
+                wanted.extend(fd.map(|fd| (Token::Child(key, part), fd.as_fd(), flags)));
             }
         }
         let mut fds: Vec<PollFd<'_>> =
-            wanted.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
+            wanted.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
         let timeout = self.next_deadline().map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
@@ -317,7 +335,8 @@ impl Monitor {
             Purpose::Probe { deadline, late: false, .. } => Some(deadline),
             _ => None,
         });
-        [self.stop_at, self.restart_at, self.drained_at, self.farewell_at, self.probe_at]
+        let names = self.network.as_ref().and_then(Attachment::deadline);
+        [self.stop_at, self.restart_at, self.drained_at, self.farewell_at, self.probe_at, names]
             .into_iter()
             .flatten()
             .chain(probes)
@@ -327,6 +346,7 @@ impl Monitor {
     fn handle(&mut self, token: Token, flags: PollFlags) {
         match token {
             Token::Listener => self.accept(),
+            Token::Names => {}
             Token::Client(key) => self.serve_client(key, flags),
             Token::Child(key, part) => self.serve_child(key, part),
         }
@@ -470,7 +490,7 @@ impl Monitor {
 
     fn answer(&mut self, key: u64, request: Request) {
         match request {
-            Request::Start { spec, attach } => self.begin(key, spec, attach),
+            Request::Start { spec, network, attach } => self.begin(key, spec, network.as_deref(), attach),
             Request::Attach(streams) => self.attach(key, streams),
             Request::Exec(request) => self.exec(key, &request),
             Request::Resize(rows, columns) => {
@@ -518,7 +538,7 @@ impl Monitor {
 
     // ---------------------------------------------------------------- the container's own process
 
-    fn begin(&mut self, key: u64, spec: Box<Spec>, attach: Option<Streams>) {
+    fn begin(&mut self, key: u64, mut spec: Box<Spec>, network: Option<&ContainerNetwork>, attach: Option<Streams>) {
         if self.spec.is_some() {
             return self.refuse(key, "the container was started already");
         }
@@ -529,7 +549,12 @@ impl Monitor {
         self.state.restart_count = 0;
         self.state.stopped_by_hand = false;
         self.devices = Some(DeviceControl::with(&allowed_devices(&spec)));
+        let attached = network.map(|wanted| super::networking::attach(self.containers.store(), wanted, &mut spec));
         self.spec = Some(spec);
+        match attached.transpose() {
+            Ok(network) => self.network = network,
+            Err(why) => return self.fail(&SandboxError::Refused(why)),
+        }
         let prepared = LogWriter::open(Path::new("."), &self.container.host_config.log_config)
             .and_then(|log| {
                 self.log = log;
@@ -707,6 +732,10 @@ impl Monitor {
         self.write_state();
         if let Some(devices) = &self.devices {
             devices.dissolve();
+        }
+        if let Some(network) = self.network.take() {
+            // What cannot be removed does not count any more, and goes with the next change.
+            let _ = network.detach();
         }
         if self.container.host_config.auto_remove {
             // Nobody is there who could be told of a failure; `rm` can be tried again.
@@ -1015,6 +1044,9 @@ impl Monitor {
         }
         if due(self.probe_at) {
             self.probe();
+        }
+        if let Some(network) = &mut self.network {
+            network.turn();
         }
         for key in self.others.keys().copied().collect::<Vec<_>>() {
             self.look_after(key);

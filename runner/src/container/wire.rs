@@ -3,6 +3,7 @@
 //! A frame is one byte that says what it is, the length as `u32` (little endian), and that many bytes. Output travels as
 //! it is, everything else as JSON.
 
+use crate::network::ContainerNetwork;
 use crate::spec::{Account, Privileges, Rlimit, Spec};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub enum Request {
     Start {
         /// Its process.
         spec: Box<Spec>,
+        /// The network to make for it; without, that of `spec`.
+        network: Option<Box<ContainerNetwork>>,
         /// Streams to pass on from the beginning.
         attach: Option<Streams>,
     },

@@ -7,11 +7,12 @@ use super::links::{Links, Peer};
 use super::names::Names;
 use super::namespace::{self, Namespace};
 use super::networks::Networks;
-use super::ports::{PortBinding, Published};
+use super::ports::{PortBinding, PortRequest, Published};
 use super::records::{Addresses, Driver, Endpoint, Exclusive, NetworkRecord};
 use super::resolver::Resolvers;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// What a container's network is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerNetwork {
     /// The container's ID.
     pub id: String,
@@ -28,13 +29,13 @@ pub struct ContainerNetwork {
     /// Networks it is in; those of [`Driver::Bridge`] only. The first has the default route and the published ports.
     pub endpoints: Vec<EndpointRequest>,
     /// Ports to publish.
-    pub ports: Vec<PortBinding>,
+    pub ports: Vec<PortRequest>,
     /// Name servers to ask: the host's, or those of `--dns`.
     pub resolvers: Resolvers,
 }
 
 /// A network that a container is to be in.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointRequest {
     /// The network, by name or ID.
     pub network: String,

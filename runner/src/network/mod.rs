@@ -33,7 +33,7 @@ pub use error::NetworkError;
 pub use namespace::Namespace;
 pub use networks::{Networks, NewNetwork};
 pub use nftables::Protocol;
-pub use ports::PortBinding;
+pub use ports::{PortBinding, PortRequest};
 pub use records::{Addresses, Driver, Endpoint, NetworkRecord};
 pub use resolver::Resolvers;
 pub use steps::{Request, StepNetwork, StepNetworks};

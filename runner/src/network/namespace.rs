@@ -44,6 +44,12 @@ impl Namespace {
         Ok((namespace, sockets))
     }
 
+    /// A path that leads to it in processes that are forked from this one, which need not be allowed to look into this one.
+    #[must_use]
+    pub fn inherited_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
     /// A path that leads to it while this value lives, for [`crate::Network::Namespace`].
     #[must_use]
     pub fn path(&self) -> PathBuf {

@@ -9,9 +9,13 @@ use crate::network::error::Trying;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
 
 /// Subnets that networks get which ask for none: docker's.
 const POOLS: [([u8; 4], u8, u8); 2] = [([172, 16, 0, 0], 12, 16), ([192, 168, 0, 0], 16, 20)];
+
+/// How long an unused bridge stays.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The networks of a store. Several processes may use one store's networks at once.
 #[derive(Clone, Debug)]
@@ -129,6 +133,20 @@ impl Networks {
             }
         }
         Ok(())
+    }
+
+    /// Removes bridges that nobody has used for a second. At most one process does so at a time; the others return at once,
+    /// since it waits for their networks, too.
+    pub fn sweep_when_idle(&self) -> Result<(), NetworkError> {
+        let Some(alone) = self.records.try_lock("sweeper")? else {
+            return Ok(());
+        };
+        // A command after another finds the bridge of the one before.
+        std::thread::sleep(LINGER);
+        self.sweep()?;
+        drop(alone);
+        // For who came when we had looked, and went because we were still here.
+        self.sweep()
     }
 
     /// Endpoints that somebody holds; the others are removed.

@@ -10,12 +10,25 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
+/// A port of a container that is to be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PortRequest {
+    /// Address of the host; 0.0.0.0 is all of them.
+    pub host_address: Ipv4Addr,
+    /// First and last port of the host that may be taken; (0, 0) is any.
+    pub host_ports: (u16, u16),
+    /// Port of the container.
+    pub container_port: u16,
+    /// Protocol of both.
+    pub protocol: Protocol,
+}
+
 /// A port of a container that is reached through one of the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortBinding {
     /// Address of the host; 0.0.0.0 is all of them.
     pub host_address: Ipv4Addr,
-    /// Port of the host; 0 is any that is free.
+    /// Port of the host.
     pub host_port: u16,
     /// Port of the container.
     pub container_port: u16,
@@ -26,7 +39,6 @@ pub struct PortBinding {
 /// Keeps ports taken while it lives.
 #[derive(Debug)]
 pub(super) struct Published {
-    /// With the host's ports that were found.
     bindings: Vec<PortBinding>,
     _sockets: Vec<Socket>,
     filters: Option<(Filters, String)>,
@@ -41,19 +53,11 @@ enum Socket {
 
 impl Published {
     /// Takes the ports of the host.
-    pub(super) fn reserve(wanted: &[PortBinding]) -> Result<Self, NetworkError> {
+    pub(super) fn reserve(wanted: &[PortRequest]) -> Result<Self, NetworkError> {
         let (mut bindings, mut sockets) = (Vec::new(), Vec::new());
-        for binding in wanted {
-            let (socket, port) = bind(binding).map_err(|source| match source.kind() {
-                io::ErrorKind::AddrInUse => {
-                    NetworkError::PortTaken { address: binding.host_address, port: binding.host_port }
-                }
-                _ => NetworkError::Refused {
-                    action: format!("bind {}:{}", binding.host_address, binding.host_port),
-                    source,
-                },
-            })?;
-            bindings.push(PortBinding { host_port: port, ..*binding });
+        for request in wanted {
+            let (binding, socket) = take_one(request)?;
+            bindings.push(binding);
             sockets.push(socket);
         }
         Ok(Self { bindings, _sockets: sockets, filters: None })
@@ -92,9 +96,24 @@ impl Drop for Published {
     }
 }
 
-fn bind(binding: &PortBinding) -> io::Result<(Socket, u16)> {
-    let at = (binding.host_address, binding.host_port);
-    Ok(match binding.protocol {
+/// Takes the first port that is free.
+fn take_one(request: &PortRequest) -> Result<(PortBinding, Socket), NetworkError> {
+    let PortRequest { host_address, host_ports: (first, last), container_port, protocol } = *request;
+    for port in first..=last.max(first) {
+        match bind(host_address, port, protocol) {
+            Ok((socket, host_port)) => {
+                return Ok((PortBinding { host_address, host_port, container_port, protocol }, socket));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).trying(|| format!("bind {host_address}:{port}")),
+        }
+    }
+    Err(NetworkError::PortTaken { address: host_address, port: first })
+}
+
+fn bind(address: Ipv4Addr, port: u16, protocol: Protocol) -> io::Result<(Socket, u16)> {
+    let at = (address, port);
+    Ok(match protocol {
         Protocol::Tcp => {
             let socket = TcpListener::bind(at)?;
             let port = socket.local_addr()?.port();

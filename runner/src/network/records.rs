@@ -174,6 +174,11 @@ impl Records {
         Ok(Exclusive { _lock: file })
     }
 
+    /// Takes a further lock, if nobody has it.
+    pub(super) fn try_lock(&self, name: &str) -> Result<Option<File>, NetworkError> {
+        try_lock(&self.directory.join(name))
+    }
+
     /// All networks, by name.
     pub(super) fn networks(&self) -> Result<Vec<NetworkRecord>, NetworkError> {
         let mut all: Vec<NetworkRecord> = read_all(&self.directory)?;
@@ -216,14 +221,7 @@ impl Records {
 
     /// Locks a container's file: its endpoints count while the lock is held. None if another process holds it.
     pub(super) fn hold(&self, container: &str) -> Result<Option<File>, NetworkError> {
-        let path = self.directory.join("running").join(container);
-        let step = || format!("lock `{}`", path.display());
-        let file = File::options().create(true).truncate(false).write(true).open(&path).trying(step)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error).trying(step),
-        }
+        try_lock(&self.directory.join("running").join(container))
     }
 
     /// Writes down a container's ports, in the file that the caller holds.
@@ -253,6 +251,16 @@ impl Records {
             return false;
         };
         flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+    }
+}
+
+fn try_lock(path: &Path) -> Result<Option<File>, NetworkError> {
+    let step = || format!("lock `{}`", path.display());
+    let file = File::options().create(true).truncate(false).write(true).open(path).trying(step)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).trying(step),
     }
 }
 

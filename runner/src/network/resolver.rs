@@ -1,5 +1,6 @@
 //! The host's name servers, and what `/etc/resolv.conf` says in a network of its own.
 
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Where the name server inside listens.
@@ -9,7 +10,7 @@ const PORT: u16 = 53;
 const MOST: usize = 3;
 
 /// What can be used of a host's `/etc/resolv.conf`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolvers {
     /// Name servers, in order.
     servers: Vec<IpAddr>,

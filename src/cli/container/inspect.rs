@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use std::io::Write;
 use xbuild_engine::{Engine, EngineError};
 use xbuild_runner::container::config::Container;
-use xbuild_runner::container::{ContainerError, Found, Status};
+use xbuild_runner::container::{ContainerError, Found, Status, clock};
+use xbuild_runner::network::{NetworkError, Networks};
 
 /// Flags of `inspect`.
 #[derive(clap::Args, Debug)]
@@ -106,7 +107,14 @@ fn look_up(engine: &Engine, name: &str, kinds: &[&str], size: bool) -> Result<Va
                 Err(error) => return Err(error.into()),
             },
             "volume" => engine.volumes().get(name).ok().map(|volume| super::volume::shown(&volume)),
-            _ => None,
+            _ => {
+                let networks = Networks::open(engine.store().root(), clock::stamp)?;
+                match networks.find(name) {
+                    Ok(network) => Some(super::network::shown(&networks, &network)?),
+                    Err(NetworkError::NotFound(_)) => None,
+                    Err(error) => return Err(error.into()),
+                }
+            }
         };
         if let Some(found) = found {
             return Ok(found);
@@ -188,7 +196,7 @@ pub(crate) fn container(engine: &Engine, found: &Found, size: bool) -> Result<Va
         "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": file("fs"), "WorkDir": file("work")}},
         "Mounts": mounts(container)?,
         "Config": container.config,
-        "NetworkSettings": network_settings(found),
+        "NetworkSettings": super::network::settings(found)?,
     });
     if let (true, Value::Object(map)) = (size, &mut shown) {
         let own = super::changes::disk_size(&found.directory.join("fs"));
@@ -218,29 +226,4 @@ pub(crate) fn network_names(container: &Container) -> Vec<String> {
         mode if mode.starts_with("container:") => Vec::new(),
         _ => container.networks.keys().cloned().collect(),
     }
-}
-
-fn network_settings(found: &Found) -> Value {
-    let networks: serde_json::Map<String, Value> = network_names(&found.container)
-        .into_iter()
-        .map(|name| (name, json!({"IPAddress": "", "Gateway": "", "MacAddress": "", "Aliases": null})))
-        .collect();
-    json!({
-        "Ports": {},
-        "IPAddress": "",
-        "Gateway": "",
-        "MacAddress": "",
-        "Networks": networks,
-    })
-}
-
-/// Ports as `ps` shows them.
-pub(crate) fn port_list(found: &Found) -> String {
-    found.container.config.exposed_ports.keys().cloned().collect::<Vec<_>>().join(", ")
-}
-
-/// Published ports of a container that runs: port and address.
-pub(crate) fn published(found: &Found) -> Vec<(String, String)> {
-    let _ = found;
-    Vec::new()
 }

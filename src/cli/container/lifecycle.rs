@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use xbuild_engine::Engine;
 use xbuild_runner::container::monitor::{attributes, stop_signal};
 use xbuild_runner::container::{
-    Answer, Connection, ContainerError, Containers, Found, Lock, Request, Status, Streams, is_name, remove, signals,
-    update_limits,
+    Answer, Connection, ContainerError, Containers, Found, Lock, Request, Status, Streams, clock, is_name, remove,
+    signals, update_limits,
 };
+use xbuild_runner::network::Networks;
 
 /// Flags of `start`.
 #[derive(clap::Args, Debug)]
@@ -341,6 +342,7 @@ pub(crate) fn rename(args: &RenameArgs, global: &Global) -> Result<Outcome> {
         bail!("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed");
     }
     containers.rename(&found.container.id, name)?;
+    Networks::open(containers.store(), clock::stamp)?.rename(&found.container.id, name)?;
     reload(&containers, &found)?;
     let mut container = found.container;
     let old = std::mem::replace(&mut container.name, name.to_owned());
@@ -350,7 +352,7 @@ pub(crate) fn rename(args: &RenameArgs, global: &Global) -> Result<Outcome> {
 }
 
 /// Tells the monitor, if there is one, that the configuration has changed.
-fn reload(containers: &Containers, found: &Found) -> Result<()> {
+pub(super) fn reload(containers: &Containers, found: &Found) -> Result<()> {
     if let Some(connection) = connect(containers, found)? {
         // One that ends reads it again anyway.
         let _ = connection.ask(&Request::Reload);

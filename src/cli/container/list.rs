@@ -103,7 +103,7 @@ fn row(found: &Found, whole: bool, with_size: bool) -> Value {
         "Command": format!("\"{}\"", command(container, whole).replace('"', "\\\"")),
         "CreatedAt": at(seconds),
         "RunningFor": time::ago(seconds * 1000),
-        "Ports": super::inspect::port_list(found),
+        "Ports": super::network::port_list(found),
         "State": found.state.status.word(),
         "Status": status(found),
         "Size": if with_size { size(found) } else { "0B".to_owned() },

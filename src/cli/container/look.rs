@@ -92,7 +92,7 @@ fn split_columns(line: &str, count: usize) -> Vec<String> {
 
 pub(crate) fn port(args: &PortArgs, global: &Global) -> Result<Outcome> {
     let found = global.containers()?.find(&args.container)?;
-    let published = super::inspect::published(&found);
+    let published = super::network::published(&found);
     let wanted = args.port.as_ref().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") });
     let mut any = false;
     for (port, address) in published {

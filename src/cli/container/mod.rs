@@ -10,6 +10,7 @@ mod lifecycle;
 mod list;
 mod logs;
 mod look;
+mod network;
 mod pattern;
 mod prune;
 mod run;
@@ -105,6 +106,9 @@ pub(crate) enum Beside {
     Import(changes::ImportArgs),
     /// Show details of containers, images, volumes and networks
     Inspect(inspect::InspectArgs),
+    /// Networks
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
@@ -163,6 +167,7 @@ pub(crate) fn beside(command: &Beside, global: &Global) -> Result<Outcome> {
         Beside::Events(args) => events::events(args, global),
         Beside::Import(args) => changes::import(args, global),
         Beside::Inspect(args) => inspect::inspect(args, global),
+        Beside::Network(command) => network::network(command, global),
         Beside::Volume(command) => volume::volume(command, global),
     }
 }

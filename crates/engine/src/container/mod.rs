@@ -8,6 +8,7 @@ mod commit;
 mod create;
 mod mounts;
 mod names;
+pub mod networks;
 mod start;
 
 pub use commit::CommitRequest;

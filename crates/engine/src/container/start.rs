@@ -1,6 +1,7 @@
 //! From what a container was written down as to its sandbox.
 
 use super::mounts::clean;
+use super::networks;
 use crate::{Engine, EngineError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -25,8 +26,9 @@ impl Engine {
         size: Option<(u16, u16)>,
     ) -> Result<Connection, EngineError> {
         let spec = self.spec_of(found, size)?;
+        let network = networks::wanted(&found.container)?.map(Box::new);
         let connection = start_monitor(&found.directory, &found.container.name, lock)?;
-        connection.send(&Request::Start { spec: Box::new(spec), attach })?;
+        connection.send(&Request::Start { spec: Box::new(spec), network, attach })?;
         Ok(connection)
     }
 
@@ -115,7 +117,7 @@ impl Engine {
             hosts.push_str(&format!("{address}\t{name}\n"));
         }
         let hostname = format!("{}\n", config.hostname);
-        let files = [("hosts", hosts), ("hostname", hostname), ("resolv.conf", resolv_conf(host))];
+        let files = [("hosts", hosts), ("hostname", hostname), ("resolv.conf", networks::resolv_conf(host))];
         for (name, text) in files {
             let path = found.directory.join(name);
             std::fs::write(&path, text).map_err(|error| EngineError::io("write", &path, error))?;
@@ -216,6 +218,7 @@ impl Engine {
             "none" => Ok(Network::None),
             other => match other.strip_prefix("container:") {
                 Some(name) => Ok(Network::Namespace(PathBuf::from(format!("/proc/{}/ns/net", self.process_of(name)?)))),
+                // Made by the monitor.
                 None => Ok(Network::None),
             },
         }
@@ -232,30 +235,6 @@ pub fn host_name(engine: &Engine, host: &HostConfig, id: &str) -> Result<String,
         Some(name) => Ok(engine.containers().find(name)?.container.config.hostname),
         None => Ok(id[..12].to_owned()),
     }
-}
-
-fn resolv_conf(host: &HostConfig) -> String {
-    let base = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    if host.dns.is_empty() && host.dns_search.is_empty() && host.dns_options.is_empty() {
-        return base;
-    }
-    let of = |keyword: &'static str| {
-        base.lines().filter(move |line| line.split_whitespace().next() == Some(keyword)).map(str::to_owned)
-    };
-    let mut lines: Vec<String> = match host.dns.is_empty() {
-        true => of("nameserver").collect(),
-        false => host.dns.iter().map(|server| format!("nameserver {server}")).collect(),
-    };
-    match host.dns_search.iter().any(|domain| domain != ".") {
-        true => lines.push(format!("search {}", host.dns_search.join(" "))),
-        false if host.dns_search.is_empty() => lines.extend(of("search")),
-        false => {}
-    }
-    match host.dns_options.is_empty() {
-        true => lines.extend(of("options")),
-        false => lines.push(format!("options {}", host.dns_options.join(" "))),
-    }
-    lines.join("\n") + "\n"
 }
 
 /// `--tmpfs PATH:OPTIONS`.
@@ -490,17 +469,6 @@ mod tests {
         assert_eq!(caps(&["net_admin"], &[]).unwrap(), 0xa804_35fb);
         assert_eq!(caps(&["ALL"], &["CHOWN"]).unwrap(), (1 << 41) - 2);
         assert!(caps(&["NO_SUCH"], &[]).is_err());
-    }
-
-    #[test]
-    fn resolver_options_replace_their_kind_only() {
-        let host = HostConfig {
-            dns: vec!["192.0.2.53".to_owned()],
-            dns_search: vec!["a.example".to_owned(), "b.example".to_owned()],
-            dns_options: vec!["ndots:3".to_owned()],
-            ..HostConfig::default()
-        };
-        assert_eq!(resolv_conf(&host), "nameserver 192.0.2.53\nsearch a.example b.example\noptions ndots:3\n");
     }
 
     #[test]
