@@ -86,10 +86,6 @@ impl Engine {
         self
     }
 
-    pub(crate) fn snapshots(&self) -> &Snapshots {
-        &self.snapshots
-    }
-
     /// The store.
     pub fn store(&self) -> &Arc<Store> {
         &self.store

@@ -249,8 +249,8 @@ impl Worker for BuildWorker {
     fn source_key(&self, graph: &Graph, vertex: VertexId) -> Result<CacheKey, EngineError> {
         let mut hash = blake3::Hasher::new();
         hash.update(&graph[vertex].op_digest.0);
-        match &graph[vertex].op {
-            Op::Source(source @ (SourceOp::Git(_) | SourceOp::Http(_))) => match self.remote(vertex, source)? {
+        if let Op::Source(source @ (SourceOp::Git(_) | SourceOp::Http(_))) = &graph[vertex].op {
+            match self.remote(vertex, source)? {
                 Remote::Commit(_, commit) => {
                     hash.update(commit.id.as_bytes());
                 }
@@ -258,8 +258,7 @@ impl Worker for BuildWorker {
                     hash.update(file.digest.as_bytes());
                     hash.update(file.modified.unwrap_or_default().as_bytes());
                 }
-            },
-            _ => {}
+            }
         }
         Ok(CacheKey(*hash.finalize().as_bytes()))
     }

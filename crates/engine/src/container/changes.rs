@@ -5,14 +5,14 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use xbuild_cache::TreeId;
-use xbuild_cache::tree::{Marks, View};
+use xbuild_cache::tree::View;
 use xbuild_runner::container::Found;
 
 impl Engine {
     /// Paths with `A`, `C` or `D`, in order; what lies in mounts is none of the container's own.
     pub fn changes(&self, found: &Found) -> Result<Vec<(char, PathBuf)>, EngineError> {
         let lower = self.store().dirs(TreeId::from(found.container.tree))?;
-        let below = View::layers(&lower, Marks::Trusted)?;
+        let below = View::layers(&lower, self.store().marks())?;
         let mut changes = Vec::new();
         walk(&below, &found.directory.join("fs"), Path::new("/"), &mut changes)?;
         changes.sort_by(|a, b| a.1.cmp(&b.1));

@@ -77,7 +77,7 @@ impl Engine {
         let none = || View::layers::<&Path>(&[], Marks::Plain);
         let input =
             tree::decompress(input).map_err(|error| EngineError::io("read", Path::new("the archive"), error))?;
-        tree::unpack_layer(input, &files, &none, Marks::Trusted, Limits::default())?;
+        tree::unpack_layer(input, &files, &none, self.store().marks(), Limits::default())?;
         let tree = self.store().add_tree(Some(staging), &NewTree::default())?;
         let created = self.now();
         let config = ImageConfig {
@@ -104,7 +104,7 @@ impl Engine {
     pub fn export_container(&self, found: &Found, out: &mut impl Write) -> Result<(), EngineError> {
         let mut dirs = vec![found.directory.join("fs")];
         dirs.extend(self.store().dirs(TreeId::from(found.container.tree))?);
-        Ok(tree::write_root(&View::layers(&dirs, Marks::Trusted)?, None, out)?)
+        Ok(tree::write_root(&View::layers(&dirs, self.store().marks())?, None, out)?)
     }
 
     /// A layer of the store with a copy of these files.
@@ -113,16 +113,16 @@ impl Engine {
         let files = staging.path().join("fs");
         std::fs::create_dir(&files).map_err(|error| EngineError::io("make", &files, error))?;
         let lower = self.store().dirs(parent)?;
-        let base = || View::layers(&lower, Marks::Trusted);
+        let base = || View::layers(&lower, self.store().marks());
         let (reader, writer) = std::io::pipe().map_err(|error| EngineError::io("make", Path::new("a pipe"), error))?;
         std::thread::scope(|scope| {
             let packing = scope.spawn(move || {
                 let mut writer = std::io::BufWriter::with_capacity(256 << 10, writer);
                 let options = TarOptions { clamp: None };
-                tree::write_layer(&[upper], Marks::Trusted, options, &mut writer)?;
+                tree::write_layer(&[upper], self.store().marks(), options, &mut writer)?;
                 writer.flush().map_err(tree::TreeError::Archive)
             });
-            let unpacked = tree::unpack_layer(reader, &files, &base, Marks::Trusted, Limits::default());
+            let unpacked = tree::unpack_layer(reader, &files, &base, self.store().marks(), Limits::default());
             match packing.join() {
                 Ok(Err(error)) => Err(EngineError::from(error)),
                 _ => unpacked.map(drop).map_err(EngineError::from),

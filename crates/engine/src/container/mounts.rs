@@ -5,7 +5,7 @@ use crate::{Engine, EngineError};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use xbuild_cache::TreeId;
-use xbuild_cache::tree::{Marks, View};
+use xbuild_cache::tree::View;
 use xbuild_oci::RunConfig;
 use xbuild_runner::container::config::{Container, Mount, MountRequest};
 
@@ -131,7 +131,7 @@ fn fill(engine: &Engine, container: &Container, mount: &Mount) -> Result<(), Eng
         return Ok(());
     }
     let lower = engine.store().dirs(TreeId::from(container.tree))?;
-    let view = View::layers(&lower, Marks::Trusted)?;
+    let view = View::layers(&lower, engine.store().marks())?;
     let Some(node) = view.lookup(&mount.destination, true)?.filter(|node| node.meta.is_dir()) else {
         return Ok(());
     };

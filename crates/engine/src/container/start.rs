@@ -6,6 +6,7 @@ use crate::{Engine, EngineError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use xbuild_cache::TreeId;
+use xbuild_cache::tree::Marks;
 use xbuild_runner::container::config::{HostConfig, Mount};
 use xbuild_runner::container::{
     Connection, ContainerError, Found, Lock, Request, Streams, group_of, log, start_monitor,
@@ -98,7 +99,7 @@ impl Engine {
             work: found.directory.join("work"),
             // What is thrown away when it ends needs no care.
             volatile: found.container.host_config.auto_remove,
-            userxattr: false,
+            userxattr: self.store().marks() == Marks::User,
         })
     }
 
