@@ -39,7 +39,7 @@ fn a_saved_image_is_the_same_after_load() {
     for key in ["Id", "Config", "RootFS", "Created", "Architecture"] {
         assert_eq!(there[key], here[key], "{key}");
     }
-    assert_eq!(lab.xbuild(&["run", "app:1"]).env("XBUILD_ROOT", &other).ok().out(), "content");
+    assert_eq!(lab.xbuild(&["run", "--rm", "app:1"]).env("XBUILD_ROOT", &other).ok().out(), "content");
     lab.xbuild(&["save", "-o", "again.tar", "app:1"]).env("XBUILD_ROOT", &other).ok();
     let again = Image::only(&lab.path("again.tar"));
     assert_eq!((again.id.as_str(), again.files()), (saved.id.as_str(), saved.files()));
@@ -76,7 +76,7 @@ fn load_reads_archives_of_older_dockers() {
     lab.tool("gzip", &["old.tar"]).ok();
     let other = lab.other_root("other");
     lab.xbuild(&["load", "-i", "old.tar.gz"]).env("XBUILD_ROOT", &other).ok();
-    assert_eq!(lab.xbuild(&["run", "app:old"]).env("XBUILD_ROOT", &other).ok().out(), "content");
+    assert_eq!(lab.xbuild(&["run", "--rm", "app:old"]).env("XBUILD_ROOT", &other).ok().out(), "content");
     assert_eq!(lab.xbuild(&["store", "check"]).env("XBUILD_ROOT", &other).ok().out(), "0 problems");
 }
 
@@ -91,7 +91,7 @@ fn load_reads_what_builds_write() {
         let id = Image::only(&lab.path(&format!("app{n}.tar"))).id;
         let root = lab.other_root(&format!("root{n}"));
         lab.xbuild(&["load", "-i", &format!("app{n}.tar")]).env("XBUILD_ROOT", &root).ok();
-        let run = lab.xbuild(&["run", "app:1"]).env("XBUILD_ROOT", &root).ok();
+        let run = lab.xbuild(&["run", "--rm", "app:1"]).env("XBUILD_ROOT", &root).ok();
         assert_eq!(run.out(), "content", "{output}");
         let found = lab.xbuild(&["inspect", "app:1"]).env("XBUILD_ROOT", &root).ok().json();
         assert_eq!(found[0]["Id"], id, "{output}");

@@ -3,7 +3,9 @@
 //! Each test has a [`Lab`]: a store with `busybox` and a home of its own. Nothing is reached but loopback.
 
 mod cache;
+mod containers;
 mod contexts;
+mod copying;
 mod errors;
 mod images;
 mod interrupt;
@@ -16,6 +18,7 @@ mod secrets;
 mod sharing;
 mod store;
 mod trees;
+mod volumes;
 
 use std::path::Path;
 use xbuild_testkit::Lab;

@@ -21,7 +21,8 @@ fn the_exit_code_is_that_of_the_process() {
     run(&["/etc/passwd"]).exits(126);
     lab.xbuild(&["run", "127.0.0.1:1/nosuch"]).exits(125).says("nosuch");
     lab.xbuild(&["run", "-u", "nosuch", "busybox", "true"]).exits(125).says("nosuch");
-    lab.xbuild(&["run", "-t", "busybox", "true"]).exits(125).says("TTY");
+    lab.xbuild(&["run", "-it", "busybox", "true"]).exits(1).says("TTY");
+    lab.xbuild(&["run", "--no-such-flag", "busybox", "true"]).exits(125).says("no-such-flag");
 }
 
 #[test]
@@ -33,14 +34,14 @@ fn flags_take_the_place_of_the_images_settings() {
         "app",
         &format!("{users}ENV A=image B=image\nWORKDIR /work\nUSER app\nCMD echo $A $B $PWD $(id -u):$(id -g)\n"),
     );
-    let run = |flags: &[&str]| lab.xbuild(&["run"]).args(flags).arg("app");
+    let run = |flags: &[&str]| lab.xbuild(&["run", "--rm"]).args(flags).arg("app");
     assert_eq!(run(&[]).ok().out(), "image image /work 7:8");
     assert_eq!(run(&["-e", "A=flag", "-w", "/tmp", "-u", "0:0"]).ok().out(), "flag image /tmp 0:0");
     assert_eq!(run(&["-u", "3"]).ok().out(), "image image /work 3:0");
     assert_eq!(run(&["-u", "3:staff"]).ok().out(), "image image /work 3:8");
     assert_eq!(run(&["-e", "A", "-e", "UNSET"]).env("A", "outside").ok().out(), "outside image /work 7:8");
     assert_eq!(run(&["-w", "/new/dir"]).ok().out(), "image image /new/dir 7:8");
-    assert_eq!(run(&["-H", "name"]).arg("hostname").ok().out(), "name");
+    assert_eq!(run(&["-h", "name"]).arg("hostname").ok().out(), "name");
     let home = run(&[]).args(&["sh", "-c", "echo $HOME"]).ok().out();
     assert_eq!(home, "/home/app");
     let variables = run(&[]).arg("env").env("SECRET_OF_HOST", "1").ok().out();
@@ -53,7 +54,7 @@ fn entrypoint_and_command_are_joined() {
     image(&lab, "both", "ENTRYPOINT [\"echo\", \"entry\"]\nCMD [\"cmd\"]\n");
     image(&lab, "shell", "ENTRYPOINT echo shell\nCMD [\"cmd\"]\n");
     image(&lab, "none", "CMD []\n");
-    let run = |arguments: &[&str]| lab.xbuild(&["run"]).args(arguments).ok().out();
+    let run = |arguments: &[&str]| lab.xbuild(&["run", "--rm"]).args(arguments).ok().out();
     assert_eq!(run(&["both"]), "entry cmd");
     assert_eq!(run(&["both", "a", "-b", "--rm"]), "entry a -b --rm");
     assert_eq!(run(&["--entrypoint", "printf", "both", "%s."]), "%s.".replace("%s", ""));

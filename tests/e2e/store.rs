@@ -61,7 +61,7 @@ fn prune_keeps_what_a_named_image_needs() {
     lab.xbuild(&["-t", "app", "app"]).ok();
     lab.xbuild(&["prune", "-f", "-a"]).ok();
     check(&lab);
-    assert_eq!(lab.xbuild(&["run", "app"]).ok().out(), "yes\nmore");
+    assert_eq!(lab.xbuild(&["run", "--rm", "app"]).ok().out(), "yes\nmore");
     lab.xbuild(&["save", "-o", "app.tar", "app"]).ok();
     assert_eq!(Image::only(&lab.path("app.tar")).text("made"), "yes");
 
@@ -69,7 +69,7 @@ fn prune_keeps_what_a_named_image_needs() {
     lab.xbuild(&["rmi", "app"]).ok();
     lab.xbuild(&["prune", "-f"]).ok();
     assert_ne!(total(&lab), before);
-    lab.xbuild(&["run", "busybox", "true"]).ok();
+    lab.xbuild(&["run", "--rm", "busybox", "true"]).ok();
     check(&lab);
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 
 /// Resolves `account` by `/etc/passwd` and `/etc/group` below `root`.
 pub(super) fn resolve(root: BorrowedFd<'_>, account: &Account) -> Result<User, Failure> {
-    let refused = |error: users::UserError| Failure::Exec { message: error.to_string(), code: 126 };
+    let refused = |error: users::UserError| Failure::Refused(error.to_string());
     let passwd = read(root, "etc/passwd")?;
     let group = read(root, "etc/group")?;
     let mut user = users::resolve(&account.user, &passwd, &group).map_err(refused)?;

@@ -93,12 +93,21 @@ impl Engine {
     fn root_of(&self, found: &Found) -> Result<Rootfs, EngineError> {
         let mut lower = self.store().dirs(TreeId::from(found.container.tree))?;
         lower.push(self.containers().skeleton()?);
+        let volatile = found.container.host_config.auto_remove;
+        let work = found.directory.join("work");
+        if volatile && work.join("work").exists() {
+            // The kernel's mark of an earlier mount: it refuses another one that might follow a crash. This one does not,
+            // and what a crash would lose is thrown away in any case.
+            std::fs::remove_dir_all(&work)
+                .and_then(|()| std::fs::create_dir(&work))
+                .map_err(|error| EngineError::io("make", &work, error))?;
+        }
         Ok(Rootfs::Overlay {
             lower,
             upper: found.directory.join("fs"),
-            work: found.directory.join("work"),
+            work,
             // What is thrown away when it ends needs no care.
-            volatile: found.container.host_config.auto_remove,
+            volatile,
             userxattr: self.store().marks() == Marks::User,
         })
     }
