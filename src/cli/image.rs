@@ -257,7 +257,7 @@ pub(crate) fn images(args: &ImagesArgs, global: &Global) -> Result<Outcome> {
         rows.push(json!({
             "Repository": repository,
             "Tag": tag,
-            "Digest": image.target.to_string(),
+            "Digest": image.repository_digest.map_or_else(|| "<none>".to_owned(), |digest| digest.to_string()),
             "ID": if args.no_trunc { image.id.to_string() } else { image.id.hex()[..12].to_owned() },
             "CreatedSince": time::ago(time.0 * 1000),
             "CreatedAt": at(time.0),

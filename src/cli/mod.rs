@@ -105,7 +105,7 @@ pub(crate) enum Outcome {
 
 /// Runs the program with its arguments.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(with_command(std::env::args_os().collect())) {
+    let cli = match parse(with_command(std::env::args_os().collect())) {
         Ok(cli) => cli,
         Err(error) => {
             let usage = error.use_stderr();
@@ -129,6 +129,29 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Reads the command line. Flags without a value may be given one, as docker's may: `--rm=false`.
+fn parse(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+    use clap::{CommandFactory, FromArgMatches};
+    let matches = flags_with_values(Cli::command()).try_get_matches_from(arguments)?;
+    Cli::from_arg_matches(&matches)
+}
+
+fn flags_with_values(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|argument| match argument.get_action() {
+        clap::ArgAction::SetTrue if argument.get_long().is_some() => argument
+            .action(clap::ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .default_value("false")
+            .hide_default_value(true)
+            .hide_possible_values(true)
+            .value_name("BOOL"),
+        _ => argument,
+    });
+    command.mut_subcommands(flags_with_values)
 }
 
 fn dispatch(cli: Cli) -> Result<Outcome> {

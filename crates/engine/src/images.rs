@@ -20,6 +20,8 @@ pub struct Summary {
     pub id: Digest,
     /// Digest of manifest or index.
     pub target: Digest,
+    /// The digest that its repository knows it by, where it came from there or went there.
+    pub repository_digest: Option<Digest>,
     /// When it was made, RFC 3339.
     pub created: Option<String>,
     /// When it was last named, in milliseconds since 1970.
@@ -55,16 +57,28 @@ impl Engine {
     pub fn list(&self) -> Result<Vec<Summary>, EngineError> {
         let sizes = self.tree_sizes()?;
         let mut list = Vec::new();
-        for image in self.store().images()? {
+        let images = self.store().images()?;
+        let parsed: Vec<Option<Reference>> = images.iter().map(|image| image.name.parse().ok()).collect();
+        for (image, name) in images.iter().zip(&parsed) {
+            let beside = |other: &Reference| name.as_ref().is_some_and(|own| own.name() == other.name());
+            let others = images.iter().zip(&parsed).filter(|(other, _)| other.target == image.target);
+            let mut others = others.filter_map(|(_, other)| other.as_ref()).filter(|other| beside(other));
+            // A digest is shown with the tag of its repository, if there is one.
+            if name.as_ref().is_some_and(|own| own.tag.is_none()) && others.clone().any(|other| other.tag.is_some()) {
+                continue;
+            }
             let found = self.find_target(&image.name, image.target, &Platform::host())?;
-            let tree = self.tree_of(&found)?;
-            let layers = self.store().layers(tree)?;
-            let size = layers.iter().map(|l| sizes.get(&l.id).copied().unwrap_or(0)).sum();
-            let (id, created) = (found.manifest.config.digest, found.config.created);
-            let labels = found.config.config.labels;
-            let (target, updated) = (image.target, image.updated);
-            let name = Some(image.name).filter(|name| !name.starts_with('@'));
-            list.push(Summary { name, labels, id, target, created, updated, size });
+            let layers = self.store().layers(self.tree_of(&found)?)?;
+            list.push(Summary {
+                name: image.is_named().then(|| image.name.clone()),
+                labels: found.config.config.labels,
+                id: found.manifest.config.digest,
+                target: image.target,
+                repository_digest: others.find_map(|other| other.digest),
+                created: found.config.created,
+                updated: image.updated,
+                size: layers.iter().map(|layer| sizes.get(&layer.id).copied().unwrap_or(0)).sum(),
+            });
         }
         Ok(list)
     }
@@ -169,11 +183,7 @@ impl Engine {
         let (_, found) = self.find(name, &Platform::host())?;
         let names: Vec<Reference> = self.names_of(found.target)?.iter().filter_map(|name| name.parse().ok()).collect();
         let tags: Vec<String> = names.iter().filter(|r| r.digest.is_none()).map(Reference::familiar).collect();
-        let mut digests: Vec<String> = names
-            .iter()
-            .map(|name| Reference { tag: None, digest: Some(found.target), ..name.clone() }.familiar())
-            .collect();
-        digests.dedup();
+        let digests: Vec<String> = names.iter().filter(|r| r.digest.is_some()).map(Reference::familiar).collect();
         let sizes = self.tree_sizes()?;
         let layers = self.store().layers(self.tree_of(&found)?)?;
         let size: u64 = layers.iter().map(|l| sizes.get(&l.id).copied().unwrap_or(0)).sum();
@@ -245,7 +255,7 @@ impl Engine {
             .filter(|full| names.contains(full))
             .or_else(|| names.iter().find(|own| name.contains('@') && own.contains('@')).cloned());
         let going = match &by_name {
-            Some(one) => vec![one.clone()],
+            Some(one) => with_digests(one, &names),
             None => names.clone(),
         };
         let short = |text: &str| text.trim_start_matches("sha256:").chars().take(12).collect::<String>();
@@ -253,7 +263,8 @@ impl Engine {
             Some(_) => format!("unable to remove repository reference \"{name}\""),
             None => format!("unable to delete {}", short(&id.to_string())),
         };
-        if by_name.is_none() && names.len() > 1 && !force {
+        let has_tag = |name: &&String| name.parse::<Reference>().is_ok_and(|own| own.tag.is_some());
+        if by_name.is_none() && names.iter().filter(has_tag).count() > 1 && !force {
             return Err(EngineError::Source(format!(
                 "conflict: {subject} (must be forced) - image is referenced in multiple repositories"
             )));
@@ -326,7 +337,8 @@ impl Engine {
             Ok::<_, EngineError>(manifest)
         })?;
         self.store().sync()?;
-        self.store().name_image(&[reference.to_string()], resolved)?;
+        let by_digest = Reference { tag: None, digest: Some(resolved), ..reference.clone() };
+        self.store().name_image(&[reference.to_string(), by_digest.to_string()], resolved)?;
         self.image_event("pull", &reference.familiar(), &reference.familiar());
         Ok((resolved, before != Some(resolved)))
     }
@@ -373,6 +385,23 @@ impl Engine {
         }
         layer.dirs.iter().map(|directory| walk(directory)).sum()
     }
+}
+
+/// A name, and with the last tag of a repository the digests that it has there.
+fn with_digests(name: &str, names: &[String]) -> Vec<String> {
+    let parsed = |text: &String| text.parse::<Reference>().ok();
+    let Some(own) = parsed(&name.to_owned()) else {
+        return vec![name.to_owned()];
+    };
+    let beside: Vec<&String> = names
+        .iter()
+        .filter(|other| *other != name && parsed(other).is_some_and(|other| other.name() == own.name()))
+        .collect();
+    let mut going = vec![name.to_owned()];
+    if !beside.iter().any(|other| parsed(other).is_some_and(|other| other.tag.is_some())) {
+        going.extend(beside.into_iter().cloned());
+    }
+    going
 }
 
 /// Whether a name fits a pattern of Go's `path.Match`, in which `*` stops at slashes.

@@ -58,7 +58,14 @@ impl Engine {
         let bundle = self.packed(self.stored(found.target)?)?;
         let pusher = push::Pusher { net: self.net(), runtime: self.runtime(), store: self.store(), events: &events };
         events.step(&format!("pushing {name}"), |step| pusher.push(&name, &bundle, step))?;
-        Ok(bundle.root().digest())
+        let digest = bundle.root().digest();
+        if let Ok(reference) = name.parse::<Reference>() {
+            // What others know it by there.
+            let by_digest = Reference { tag: None, digest: Some(digest), ..reference };
+            self.store().name_image(&[by_digest.to_string()], found.target)?;
+        }
+        self.image_event("push", &name, &name);
+        Ok(digest)
     }
 
     /// Everything under a manifest or index of the store: layers from blobs where they are, from trees elsewhere.

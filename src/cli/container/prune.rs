@@ -6,8 +6,10 @@ use crate::cli::{Global, Outcome};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use xbuild_runner::container::clock;
 use xbuild_runner::container::volumes::Volumes;
 use xbuild_runner::container::{Containers, Status, remove};
+use xbuild_runner::network::Networks;
 
 /// Flags of every prune.
 #[derive(clap::Args, Debug)]
@@ -149,7 +151,16 @@ pub(crate) fn prune_volumes(containers: &Containers, volumes: &Volumes, chosen: 
     Ok(freed)
 }
 
-/// Removes networks that no container uses.
-pub(crate) fn prune_networks(_: &xbuild_engine::Engine, _: &Chosen) -> Result<()> {
-    Ok(())
+/// Removes networks that no container uses; says which.
+pub(crate) fn prune_networks(engine: &xbuild_engine::Engine, chosen: &Chosen) -> Result<()> {
+    let networks = Networks::open(engine.store().root(), clock::stamp)?;
+    let mut gone = Vec::new();
+    for network in networks.list()? {
+        let unused = !network.is_predefined() && networks.endpoints(&network)?.is_empty();
+        if unused && chosen.takes(&network.labels, seconds(&network.created)) {
+            networks.remove(&network.id)?;
+            gone.push(network.name);
+        }
+    }
+    list_gone("Networks", &gone)
 }
