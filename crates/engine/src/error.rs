@@ -50,6 +50,9 @@ pub enum EngineError {
     /// A process of a step failed.
     #[error("process \"{}\" did not complete successfully: {}", .0.command, .0.why)]
     Process(StepFailure),
+    /// A network failed.
+    #[error(transparent)]
+    Network(#[from] xbuild_runner::network::NetworkError),
     /// The sandbox could not be set up.
     #[error(transparent)]
     Sandbox(#[from] xbuild_runner::SandboxError),

@@ -552,7 +552,10 @@ impl Monitor {
         let attached = network.map(|wanted| super::networking::attach(self.containers.store(), wanted, &mut spec));
         self.spec = Some(spec);
         match attached.transpose() {
-            Ok(network) => self.network = network,
+            Ok(network) => {
+                network.iter().for_each(|network| self.tell_of_networks("connect", network));
+                self.network = network;
+            }
             Err(why) => return self.fail(&SandboxError::Refused(why)),
         }
         let prepared = LogWriter::open(Path::new("."), &self.container.host_config.log_config)
@@ -734,6 +737,7 @@ impl Monitor {
             devices.dissolve();
         }
         if let Some(network) = self.network.take() {
+            self.tell_of_networks("disconnect", &network);
             // What cannot be removed does not count any more, and goes with the next change.
             let _ = network.detach();
         }
@@ -1073,7 +1077,7 @@ impl Monitor {
             self.main = None;
             return self.fail(&error);
         }
-        if main.session.is_none() && self.state.pid != main.pid {
+        if main.session.is_none() && main.failure.is_none() && self.state.pid != main.pid {
             self.started();
         }
         let Some(main) = &self.main else {
@@ -1096,6 +1100,16 @@ impl Monitor {
     fn write_state(&self) {
         // Nobody is there who could be told; readers see the last state that could be written.
         let _ = write_json(Path::new("state.json"), &self.state);
+    }
+
+    fn tell_of_networks(&self, action: &str, network: &Attachment) {
+        for endpoint in network.endpoints().unwrap_or_default() {
+            let attributes = [("container", &self.container.id), ("name", &endpoint.network_name)];
+            let mut attributes: BTreeMap<String, String> =
+                attributes.map(|(key, value)| (key.to_owned(), value.clone())).into();
+            attributes.insert("type".to_owned(), "bridge".to_owned());
+            self.journal.add("network", action, &endpoint.network, attributes);
+        }
     }
 
     fn tell(&self, action: &str, more: &[(&str, &str)]) {

@@ -2,7 +2,7 @@
 
 use super::each;
 use super::list::{has_label, keyed};
-use super::prune::{Chosen, PruneArgs, confirmed, list_gone};
+use super::prune::{Chosen, PruneArgs, confirmed, prune_networks};
 use super::values::pair;
 use super::volume::seconds;
 use crate::cli::format::{self, LABELS, Shape};
@@ -143,7 +143,7 @@ pub(crate) fn network(command: &NetworkCommand, global: &Global) -> Result<Outco
             super::inspect::show(&args.names, args.format.as_deref(), |name| shown(&networks, &networks.find(name)?))
         }
         NetworkCommand::Ls(args) => list(args, &containers, &networks),
-        NetworkCommand::Prune(args) => prune(args, &containers, &networks),
+        NetworkCommand::Prune(args) => prune(args, global),
         NetworkCommand::Rm(args) => each(&args.names, |name| {
             if args.force && matches!(networks.find(name), Err(NetworkError::NotFound(_))) {
                 return Ok(None);
@@ -243,7 +243,7 @@ fn rewrite_resolv_conf(found: &Found, networks: &Networks) -> Result<()> {
     std::fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
-fn event(containers: &Containers, action: &str, network: &NetworkRecord, container: Option<&str>) {
+pub(super) fn event(containers: &Containers, action: &str, network: &NetworkRecord, container: Option<&str>) {
     let mut attributes = BTreeMap::from([
         ("name".to_owned(), network.name.clone()),
         ("type".to_owned(), network.driver.name().to_owned()),
@@ -342,25 +342,11 @@ fn is_used(containers: &Containers, network: &NetworkRecord) -> Result<bool> {
     Ok(containers.list()?.iter().any(|found| found.container.networks.contains_key(&network.name)))
 }
 
-fn prune(args: &PruneArgs, containers: &Containers, networks: &Networks) -> Result<Outcome> {
+fn prune(args: &PruneArgs, global: &Global) -> Result<Outcome> {
     if confirmed(args.force, "all custom networks not used by at least one container")? {
-        prune_networks(containers, networks, &Chosen::parse(&args.filter)?)?;
+        prune_networks(&global.engine()?, &Chosen::parse(&args.filter)?)?;
     }
     Ok(Outcome::Success)
-}
-
-/// Removes networks that no container wants; says which.
-pub(crate) fn prune_networks(containers: &Containers, networks: &Networks, chosen: &Chosen) -> Result<()> {
-    let mut gone = Vec::new();
-    for network in networks.list()? {
-        let takes = !network.is_predefined() && chosen.takes(&network.labels, seconds(&network.created));
-        if takes && !is_used(containers, &network)? {
-            networks.remove(&network.id)?;
-            event(containers, "destroy", &network, None);
-            gone.push(network.name);
-        }
-    }
-    list_gone("Networks", &gone)
 }
 
 /// The networks of the store that a container is in.

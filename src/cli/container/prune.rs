@@ -158,7 +158,8 @@ pub(crate) fn prune_networks(engine: &xbuild_engine::Engine, chosen: &Chosen) ->
     for network in networks.list()? {
         let unused = !network.is_predefined() && networks.endpoints(&network)?.is_empty();
         if unused && chosen.takes(&network.labels, seconds(&network.created)) {
-            networks.remove(&network.id)?;
+            let removed = networks.remove(&network.id)?;
+            super::network::event(&engine.containers(), "destroy", &removed, None);
             gone.push(network.name);
         }
     }

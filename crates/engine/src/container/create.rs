@@ -9,7 +9,8 @@ use xbuild_cache::{Lease, TreeId};
 use xbuild_graph::Platform;
 use xbuild_oci::{Healthcheck, RunConfig};
 use xbuild_runner::container::config::{Config, Container, Endpoint, HostConfig, MountRequest, Nothing};
-use xbuild_runner::container::{ContainerError, is_name, monitor};
+use xbuild_runner::container::{ContainerError, clock, is_name, monitor};
+use xbuild_runner::network::{NetworkError, Networks};
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -80,9 +81,23 @@ impl Engine {
             config,
             host_config: request.host.clone(),
             mounts: Vec::new(),
-            networks: request.networks.clone(),
+            networks: self.named_networks(&request.networks)?,
             id,
         })
+    }
+
+    /// Networks by their names, however they were asked for. One that is not there may be when the container starts.
+    fn named_networks(&self, asked: &BTreeMap<String, Endpoint>) -> Result<BTreeMap<String, Endpoint>, EngineError> {
+        if asked.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let networks = Networks::open(self.store().root(), clock::stamp)?;
+        let named = |(name, endpoint): (&String, &Endpoint)| match networks.find(name) {
+            Ok(network) => Ok((network.name, endpoint.clone())),
+            Err(NetworkError::NotFound(_)) => Ok((name.clone(), endpoint.clone())),
+            Err(error) => Err(error.into()),
+        };
+        asked.iter().map(named).collect()
     }
 
     /// Writes the container down, under a name of ours if it was given none.
