@@ -102,7 +102,7 @@ impl StatIndex {
         let count = check(&data).unwrap_or(0);
         let data = if count == 0 { Vec::new() } else { data };
         let generation = data.get(16..20).map_or(0, read_u32);
-        let bits = (count / 4).max(1).ilog2().min(24);
+        let bits = count.max(1).ilog2().min(24);
         let mut index = StatIndex {
             path: path.to_path_buf(),
             count,
@@ -208,10 +208,12 @@ impl FileDigests for StatIndex {
         let hash = hash(key.dev, key.ino);
         if self.count > 0 {
             let bucket = usize::try_from(hash >> self.shift).unwrap_or(0);
+            let wanted = encode_key(key);
             for at in self.buckets[bucket]..self.buckets[bucket + 1] {
                 let at = at as usize;
                 let entry = self.entry(at);
-                if entry[..48] == encode_key(key) {
+                // The inode tells most apart, the device none.
+                if entry[8..16] == wanted[8..16] && entry[..48] == wanted {
                     self.used[at].store(true, Ordering::Relaxed);
                     self.hits.fetch_add(1, Ordering::Relaxed);
                     return entry[56..].try_into().ok();
