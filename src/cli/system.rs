@@ -82,7 +82,7 @@ fn df(args: &DfArgs, global: &Global) -> Result<Outcome> {
 fn row(kind: &str, sizes: &[(u64, bool)]) -> Value {
     let total: u64 = sizes.iter().map(|(size, _)| size).sum();
     let free: u64 = sizes.iter().filter(|(_, used)| !used).map(|(size, _)| size).sum();
-    let share = if total == 0 { String::new() } else { format!(" ({}%)", free * 100 / total) };
+    let share = (free * 100).checked_div(total).map(|percent| format!(" ({percent}%)")).unwrap_or_default();
     json!({
         "Type": kind,
         "TotalCount": sizes.len().to_string(),

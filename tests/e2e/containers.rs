@@ -172,7 +172,8 @@ fn limits_hold_and_can_be_changed() {
     let many = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); sleep 2 & done; wait";
     let done = lab.xbuild(&["exec", "small", "sh", "-c", many]).run();
     assert!(done.code != 0 || done.stderr.contains("fork"), "{done}");
-    let eat = ["run", "--name", "big", "-m", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", "exec tail /dev/zero"];
+    let eat =
+        ["run", "--name", "big", "-m", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", "exec tail /dev/zero"];
     lab.xbuild(&eat).exits(137);
     assert_eq!(ask(&lab, "big", "{{.State.OOMKilled}} {{.State.ExitCode}}"), "true 137");
     lab.xbuild(&["run", "-m", "1k", "busybox", "true"]).exits(125).says("memory");
@@ -184,7 +185,8 @@ fn limits_hold_and_can_be_changed() {
 fn what_goes_by_itself_leaves_nothing() {
     let Some(lab) = lab(&[]) else { return };
     let token = lab.token();
-    lab.xbuild(&["run", "--rm", "--name", "once", "-v", "/data", "busybox", "sh", "-c", "echo x > /data/f; exit 4"]).exits(4);
+    lab.xbuild(&["run", "--rm", "--name", "once", "-v", "/data", "busybox", "sh", "-c", "echo x > /data/f; exit 4"])
+        .exits(4);
     lab.xbuild(&["run", "--rm", "--name", "once", "busybox", "no-such-program"]).exits(127);
     start(&lab, "back", &["--rm"], &["sleep", &token]);
     assert_eq!(ask(&lab, "back", "{{.HostConfig.AutoRemove}}"), "true");

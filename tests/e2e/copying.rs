@@ -38,8 +38,11 @@ fn links_of_a_container_stay_inside() {
     lab.write("evil", "evil");
     let victim = lab.path("victim").display().to_string();
     let script = format!("ln -s {victim} /out; ln -s /etc/hostname /up; sleep 1000");
-    lab.xbuild(&["run", "-d", "--network", "none", "--name", "web", "-h", "inside", "busybox", "sh", "-c", &script]).ok();
-    xbuild_testkit::wait_until("the links are there", || lab.xbuild(&["exec", "web", "test", "-L", "/up"]).run().code == 0);
+    lab.xbuild(&["run", "-d", "--network", "none", "--name", "web", "-h", "inside", "busybox", "sh", "-c", &script])
+        .ok();
+    xbuild_testkit::wait_until("the links are there", || {
+        lab.xbuild(&["exec", "web", "test", "-L", "/up"]).run().code == 0
+    });
     assert_ne!(lab.xbuild(&["cp", "evil", "web:/out/evil"]).run().code, 0);
     assert!(!lab.path("victim/evil").exists());
     lab.xbuild(&["cp", "-L", "web:/up", "name"]).ok();

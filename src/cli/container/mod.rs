@@ -32,6 +32,7 @@ use std::io::Write;
 
 /// Commands on containers, by themselves and under `container`.
 #[derive(Subcommand, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one a process, made once")]
 pub(crate) enum ContainerCommand {
     /// Attach to a container that runs
     Attach(exec::AttachArgs),
@@ -85,6 +86,7 @@ pub(crate) enum ContainerCommand {
 
 /// `container …`: what exists in this form only.
 #[derive(Subcommand, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one a process, made once")]
 pub(crate) enum ContainerGroup {
     /// Show details of containers
     Inspect(inspect::ContainerInspectArgs),

@@ -243,7 +243,9 @@ pub(crate) fn mount(text: &str) -> Result<MountRequest> {
             "target" | "dst" | "destination" => mount.target = given()?.to_owned(),
             "readonly" | "ro" => mount.read_only = truth()?,
             "volume-nocopy" => mount.no_copy = truth()?,
-            "volume-label" => drop(mount.labels.extend([pair(given()?)])),
+            "volume-label" => {
+                mount.labels.extend([pair(given()?)]);
+            }
             "bind-nonrecursive" => mount.non_recursive = truth()?,
             "bind-recursive" => mount.non_recursive = given()? == "disabled",
             "bind-create-src" => mount.create_mountpoint = truth()?,

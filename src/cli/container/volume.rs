@@ -170,7 +170,7 @@ fn list(args: &ListArgs, containers: &Containers, volumes: &Volumes) -> Result<O
             fits &= match key.as_str() {
                 "label" => values.iter().all(|value| has_label(&volume.labels, value)),
                 "name" => values.iter().any(|value| super::pattern::found(value, &volume.name)),
-                "driver" => values.iter().any(|value| *value == volume.driver),
+                "driver" => values.contains(&volume.driver),
                 _ => {
                     let unused = volumes.users(containers, &volume.name)?.is_empty();
                     values.iter().any(|value| matches!(value.as_str(), "true" | "1") == unused)

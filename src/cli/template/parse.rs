@@ -42,9 +42,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>> {
     let mut parser = Parser { pieces: pieces(text)?, at: 0 };
     let (nodes, end) = parser.block()?;
     match end {
-        End::Text => Ok(nodes),
-        End::End => Err("unexpected {{end}}".to_owned()),
-        End::Else(_) => Err("unexpected {{else}}".to_owned()),
+        Stop::Text => Ok(nodes),
+        Stop::End => Err("unexpected {{end}}".to_owned()),
+        Stop::Else(_) => Err("unexpected {{else}}".to_owned()),
     }
 }
 
@@ -108,7 +108,7 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 /// What ends a block.
-enum End {
+enum Stop {
     Text,
     End,
     /// With the words behind it.
@@ -121,7 +121,7 @@ struct Parser {
 }
 
 impl Parser {
-    fn block(&mut self) -> Result<(Vec<Node>, End)> {
+    fn block(&mut self) -> Result<(Vec<Node>, Stop)> {
         let mut nodes = Vec::new();
         while let Some(piece) = self.pieces.get(self.at) {
             self.at += 1;
@@ -135,8 +135,8 @@ impl Parser {
             let (word, rest) = action.split_once(char::is_whitespace).unwrap_or((&action, ""));
             match word {
                 "" => return Err("missing value for command".to_owned()),
-                "end" => return Ok((nodes, End::End)),
-                "else" => return Ok((nodes, End::Else(rest.trim().to_owned()))),
+                "end" => return Ok((nodes, Stop::End)),
+                "else" => return Ok((nodes, Stop::Else(rest.trim().to_owned()))),
                 "if" => nodes.push(self.condition(rest)?),
                 "with" => {
                     let (pipeline, body, other) = self.body(rest)?;
@@ -152,7 +152,7 @@ impl Parser {
                 _ => nodes.push(Node::Print(pipeline(&action)?)),
             }
         }
-        Ok((nodes, End::Text))
+        Ok((nodes, Stop::Text))
     }
 
     fn condition(&mut self, text: &str) -> Result<Node> {
@@ -163,9 +163,9 @@ impl Parser {
             let (body, end) = self.block()?;
             arms.push((test, body));
             match end {
-                End::Text => return Err("unexpected EOF".to_owned()),
-                End::End => return Ok(Node::If(arms, Vec::new())),
-                End::Else(more) => match more.strip_prefix("if ") {
+                Stop::Text => return Err("unexpected EOF".to_owned()),
+                Stop::End => return Ok(Node::If(arms, Vec::new())),
+                Stop::Else(more) => match more.strip_prefix("if ") {
                     Some(next) => text = next.to_owned(),
                     None => return Ok(Node::If(arms, self.last()?)),
                 },
@@ -177,16 +177,16 @@ impl Parser {
         let pipeline = pipeline(text)?;
         let (body, end) = self.block()?;
         match end {
-            End::Text => Err("unexpected EOF".to_owned()),
-            End::End => Ok((pipeline, body, Vec::new())),
-            End::Else(_) => Ok((pipeline, body, self.last()?)),
+            Stop::Text => Err("unexpected EOF".to_owned()),
+            Stop::End => Ok((pipeline, body, Vec::new())),
+            Stop::Else(_) => Ok((pipeline, body, self.last()?)),
         }
     }
 
     /// The block that has to be followed by an end.
     fn last(&mut self) -> Result<Vec<Node>> {
         match self.block()? {
-            (nodes, End::End) => Ok(nodes),
+            (nodes, Stop::End) => Ok(nodes),
             _ => Err("unexpected EOF".to_owned()),
         }
     }

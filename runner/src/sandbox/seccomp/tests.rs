@@ -35,8 +35,11 @@ fn everything() -> Vec<Subject> {
     [(vec![X86_64_TABLE, I386_TABLE]), vec![AARCH64_TABLE]]
         .into_iter()
         .flat_map(|architectures| {
-            let program = compile(&architectures);
-            architectures.into_iter().map(move |one| (one.audit, program.clone(), calls(one.table))).collect::<Vec<_>>()
+            let program = compile(&architectures, &[]);
+            architectures
+                .into_iter()
+                .map(move |one| (one.audit, program.clone(), calls(one.table, &[])))
+                .collect::<Vec<_>>()
         })
         .collect()
 }
@@ -58,7 +61,7 @@ fn every_number_gets_its_verdict() {
 
 #[test]
 fn arguments_decide_where_the_policy_says_so() {
-    let program = compile(&[X86_64_TABLE, I386_TABLE]);
+    let program = compile(&[X86_64_TABLE, I386_TABLE], &[]);
     let x86 = |number, argument| run(&program, AUDIT_X86_64, number, argument);
     const SIGCHLD: u64 = 17;
     assert_eq!(x86(56, SIGCHLD), ALLOW);
@@ -75,14 +78,14 @@ fn arguments_decide_where_the_policy_says_so() {
 
 #[test]
 fn other_architectures_and_abis_are_shut() {
-    let program = compile(&[X86_64_TABLE, I386_TABLE]);
+    let program = compile(&[X86_64_TABLE, I386_TABLE], &[]);
     assert_eq!(run(&program, AUDIT_AARCH64, 64, 0), KILL);
     assert_eq!(run(&program, AUDIT_X86_64, X32 | 1, 0), refuse(ENOSYS));
 }
 
 #[test]
 fn dangerous_calls_are_refused() {
-    let program = compile(&[X86_64_TABLE, I386_TABLE]);
+    let program = compile(&[X86_64_TABLE, I386_TABLE], &[]);
     // mount, umount2, bpf, keyctl, add_key, io_uring_setup, userfaultfd, perf_event_open, kexec_load, unshare, setns,
     // open_by_handle_at, init_module, pivot_root, ptrace is allowed (yama and namespaces guard it).
     for number in [165, 166, 321, 250, 248, 425, 323, 298, 246, 272, 308, 304, 175, 155, 428, 429, 430, 432, 442] {
