@@ -429,7 +429,7 @@ mod tests {
         assert_eq!(of("9000-9001:80-81"), "80/tcp=:9000 81/tcp=:9001");
         assert_eq!(of("9000-9005:80"), "80/tcp=:9000-9005");
         assert_eq!(of("target=80,published=8080"), "80/tcp=:8080");
-        for wrong in ["x", "1:2:3:4", "0", "70000", "80-90:1", "a:80", "80/icmp", "80-70"] {
+        for wrong in ["x", "1:2:3:4", "0", "70000", "80-90:1-2", "a:80", "80/icmp", "80-70"] {
             assert!(bindings(&[wrong.to_owned()]).is_err(), "{wrong}");
         }
     }
