@@ -66,6 +66,7 @@ fn copy(view: &View, to: &str, keep_owner: bool) -> Result<String, Box<dyn Error
         clamp: None,
         limits: Limits::default(),
         changes: None,
+        digests: None,
     };
     let writer = DiffWriter::new(Path::new(to), &base, Marks::Trusted)?;
     writer.copy(&[CopySource::Path { view, path: Path::new("/"), wildcard: false, required: true }], &options)?;

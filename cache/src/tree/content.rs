@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const BUFFER: usize = 256 * 1024;
 /// Longer files are moved by the kernel; shorter ones cost fewer calls through a buffer.
 const BY_KERNEL: u64 = 128 * 1024;
+/// Longer files are hashed by several threads, in pieces of this size.
+const WIDE: u64 = 16 << 20;
+const WIDE_BUFFER: usize = 4 << 20;
 const PER_CALL: usize = 64 << 20;
 
 thread_local! {
@@ -55,6 +58,23 @@ impl Mover {
             return self.copy_sparse(from, to, size);
         }
         self.copy_range(from, to, 0, u64::MAX)
+    }
+
+    /// As [`Mover::copy`], and answers the blake3 digest of the content, holes read as zeros.
+    pub(crate) fn copy_hashed(
+        &self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        size: u64,
+        blocks: u64,
+    ) -> rustix::io::Result<[u8; 32]> {
+        let holes = blocks.saturating_mul(512) < size && size > 4096;
+        if holes || (size > 0 && !self.no_clone.load(Ordering::Relaxed)) {
+            self.copy(from, to, size, blocks)?;
+            rustix::fs::seek(from, SeekFrom::Start(0))?;
+            return hash_to(from, size, |_| Ok(()));
+        }
+        hash_to(from, size, |data| write_all(to, data))
     }
 
     fn copy_sparse(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> rustix::io::Result<()> {
@@ -101,6 +121,37 @@ impl Mover {
             Ok(())
         })
     }
+}
+
+/// Hashes a file of about `size` bytes from its position to its end, and gives every piece to `each`.
+pub(crate) fn hash_to(
+    from: BorrowedFd<'_>,
+    size: u64,
+    mut each: impl FnMut(&[u8]) -> rustix::io::Result<()>,
+) -> rustix::io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut pieces = |room: &mut [u8], wide: bool| loop {
+        let n = read_some(from, room)?;
+        if n == 0 {
+            return Ok(());
+        }
+        if wide {
+            hasher.update_rayon(&room[..n])
+        } else {
+            hasher.update(&room[..n])
+        };
+        each(&room[..n])?;
+        if n < room.len() && size <= n as u64 {
+            // Small files come in one piece; the next read would only say so.
+            return Ok(());
+        }
+    };
+    if size >= WIDE {
+        pieces(&mut vec![0; WIDE_BUFFER], true)?;
+    } else {
+        with_buffer(|room| pieces(room, false))?;
+    }
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// Calls `each` with start and end of every stretch of data of a file of `size` bytes.

@@ -1,10 +1,12 @@
 //! COPY and ADD.
 
 use super::content::{Mover, kept_xattrs, set_xattrs};
-use super::delta::{Change, Changes};
-use super::dir::{Dir, Entry, MAX_DEPTH, open_regular};
+use super::delta::{Change, Changes, disjoint};
+use super::dir::{Dir, Entry, MAX_DEPTH, list, open_regular, open_root};
 use super::error::{Context, Result, TreeError};
+use super::index::{FileDigests, StatKey};
 use super::link::{Groups, link_within, lock};
+use super::listing::Listing;
 use super::meta::{Kind, Meta, Time};
 use super::mode::ModeChange;
 use super::select::{Include, Said, expand};
@@ -57,6 +59,8 @@ pub struct CopyOptions<'a> {
     pub limits: Limits,
     /// Copy only these of the directory that is the one source, over an earlier copy of it.
     pub changes: Option<&'a Changes>,
+    /// Takes the digests of files of a context, which are hashed while they are copied.
+    pub digests: Option<&'a dyn FileDigests>,
 }
 
 impl<'a> CopyOptions<'a> {
@@ -76,6 +80,7 @@ impl<'a> CopyOptions<'a> {
             clamp: None,
             limits: Limits::default(),
             changes: None,
+            digests: None,
         }
     }
 
@@ -217,6 +222,23 @@ impl DiffWriter {
             return Err(TreeError::unfit(options.destination, "is a directory"));
         };
         Ok(Some((self.ensure(&components, new)?, Some(name))))
+    }
+
+    /// Takes over what was copied into the root of another diff from the directory `source`, as a copy of it would be made
+    /// here. False, and nothing is changed, where that would not be the same: see [`disjoint`].
+    pub fn adopt(&self, staged: &Path, source: &Node, options: &CopyOptions<'_>, all: &Listing) -> Result<bool> {
+        if !source.meta.is_dir() || !disjoint(self.view(), options.destination, all)? {
+            return Ok(false);
+        }
+        let Some((dir, None)) = self.target(&source.meta, None, options)? else { return Ok(false) };
+        let from = open_root(staged)?;
+        let mut names = Vec::new();
+        list(from.as_fd(), |name, _| names.push(name.to_os_string())).context("list", staged)?;
+        for name in names {
+            rustix::fs::renameat(&from, &name, &dir.fd, &name).context("take", dir.path.join(&name))?;
+        }
+        self.set_time_later(&dir.path, options.time_of(&source.meta));
+        Ok(true)
     }
 
     /// The directory at a path, links followed, made as needed.
@@ -583,7 +605,18 @@ impl<'a> Copier<'a> {
         let path = dir.path.join(name);
         let (source, now) = open_regular(parent.fd(part), from, &node.path)?;
         let file = create(dir.fd.as_fd(), name).context("create", &path)?;
-        self.mover.copy(source.as_fd(), file.as_fd(), now.size, now.blocks).context("copy to", &path)?;
+        match self.options.digests.filter(|_| !self.view.immutable()) {
+            None => self.mover.copy(source.as_fd(), file.as_fd(), now.size, now.blocks).context("copy to", &path)?,
+            Some(digests) => {
+                let hash = self.mover.copy_hashed(source.as_fd(), file.as_fd(), now.size, now.blocks);
+                let hash = hash.context("copy to", &path)?;
+                let after = Meta::of(&rustix::fs::fstat(&source).context("stat", &node.path)?);
+                let key = StatKey::of(&now, false);
+                if StatKey::of(&after, false) == key {
+                    digests.put(&key, hash);
+                }
+            }
+        }
         if !self.view.immutable() {
             self.writer.note_source(now.ctime);
         }

@@ -177,6 +177,23 @@ pub fn fits(base: &View, earlier: Option<&View>, destination: &Path, changes: &C
     shows_nothing_hidden(base, &footing.path(), changes)
 }
 
+/// True if no directory of the listing is in the base, and nothing else stands in its way: then a copy to `destination` is the
+/// same whatever the base is, except for the way there.
+pub(crate) fn disjoint(base: &View, destination: &Path, all: &Listing) -> Result<bool> {
+    let Some(node) = base.lookup(destination, true)? else { return Ok(true) };
+    if !node.meta.is_dir() {
+        return Ok(false);
+    }
+    let there = base.read_dir(&node)?;
+    for (listed, block) in all.read(all.root, &all.value)?.iter() {
+        let name = |node: &super::view::Node| node.path.file_name().unwrap_or_default().as_bytes().cmp(listed.name);
+        if there.binary_search_by(name).is_ok_and(|at| block.is_some() || there[at].meta.is_dir()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// True if the base has nothing where the earlier copy hides a name from it.
 fn shows_nothing_hidden(base: &View, path: &Path, changes: &Changes) -> Result<bool> {
     for (name, change) in &changes.0 {

@@ -13,7 +13,7 @@
 //!
 //! Numbers are little endian.
 
-use super::content::{read_some, with_buffer};
+use super::content::hash_to;
 use super::copy::{CopyOptions, CopySource, Excludes};
 use super::dir::{Dir, Entry, MAX_DEPTH, open_regular, xattr};
 use super::error::{Context, Result, TreeError};
@@ -265,7 +265,7 @@ impl<'a> Hashing<'a> {
         if included {
             self.found.store(true, Ordering::Relaxed);
         }
-        let names = dir.entries().context("list", &node.path)?;
+        let names = self.names(&dir, &node.path)?;
         let job = Job {
             parent: None,
             meta: node.meta,
@@ -378,7 +378,7 @@ impl<'a> Hashing<'a> {
             self.done(parent);
             return Ok(());
         };
-        let names = child.entries().context("list", &below.path)?;
+        let names = self.names(&child, &below.path)?;
         let job = Job {
             meta: below.meta,
             incidental: below.incidental,
@@ -436,11 +436,23 @@ impl<'a> Hashing<'a> {
         }
     }
 
+    fn names(&self, dir: &Dir, path: &Path) -> Result<Vec<Entry>> {
+        let names = dir.entries().context("list", path)?;
+        if let Some((list, _)) = self.list {
+            // After the names were read: what changes from here on has a later time.
+            list.note_change(dir.meta().context("stat", path)?.ctime);
+        }
+        Ok(names)
+    }
+
     /// Writes a directory into the listing, if there is one.
     fn listed(&self, names: &[Entry], records: &[Option<Record>]) -> Result<(Block, [u8; 32])> {
         let Some((list, options)) = self.list else {
             return Ok(Default::default());
         };
+        if let Some(newest) = records.iter().flatten().map(|record| record.meta.ctime).max() {
+            list.note_change(newest);
+        }
         let mut writer = BlockWriter::default();
         for (entry, record) in names.iter().zip(records) {
             let Some(record) = record else { continue };
@@ -477,21 +489,7 @@ impl<'a> Hashing<'a> {
             return Ok(known);
         }
         let (file, before) = open_regular(dir.fd(part), name, path)?;
-        let mut hasher = blake3::Hasher::new();
-        with_buffer(|room| {
-            loop {
-                let n = read_some(file.as_fd(), room).context("read", path)?;
-                if n == 0 {
-                    return Ok(());
-                }
-                hasher.update(&room[..n]);
-                if n < room.len() && meta.size <= n as u64 {
-                    // Small files come in one piece; the next read would only say so.
-                    return Ok(());
-                }
-            }
-        })?;
-        let mut value = *hasher.finalize().as_bytes();
+        let mut value = hash_to(file.as_fd(), meta.size, |_| Ok(())).context("read", path)?;
         if immutable
             && let Some(capability) = xattr(file.as_fd(), "security.capability").context("read attributes of", path)?
         {

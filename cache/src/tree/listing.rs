@@ -122,6 +122,8 @@ pub struct ListingWriter {
     state: Mutex<Content>,
     /// Files with several names, here or elsewhere.
     linked: Mutex<Vec<LinkedName>>,
+    /// When the last change of anything that is listed was.
+    newest: Mutex<Option<Time>>,
 }
 
 /// A file by device and inode, and one of its names.
@@ -141,7 +143,14 @@ impl ListingWriter {
             spill_dir: spill_dir.to_path_buf(),
             state: Mutex::new(Content::Memory(Vec::new())),
             linked: Mutex::default(),
+            newest: Mutex::default(),
         }
+    }
+
+    /// Notes when something was changed.
+    pub(crate) fn note_change(&self, changed: Time) {
+        let mut newest = lock(&self.newest);
+        *newest = (*newest).max(Some(changed));
     }
 
     /// Notes a name of a file that has several.
@@ -190,7 +199,8 @@ impl ListingWriter {
     pub(crate) fn finish(self, root: Block, value: [u8; 32], origin: TreeDigest) -> Listing {
         let content = self.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let links = links_of(self.linked.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
-        Listing { content, root, value, links, origin }
+        let newest = *lock(&self.newest);
+        Listing { content, root, value, links, origin, newest }
     }
 }
 
@@ -218,6 +228,7 @@ pub struct Listing {
     pub(crate) value: [u8; 32],
     pub(crate) links: [u8; 32],
     origin: TreeDigest,
+    newest: Option<Time>,
 }
 
 impl Listing {
@@ -238,6 +249,7 @@ impl Listing {
             value: value.try_into().ok()?,
             links: links.try_into().ok()?,
             origin: origin.try_into().ok()?,
+            newest: None,
         })
     }
 
@@ -272,6 +284,11 @@ impl Listing {
     /// Where the files are from, as the caller named it.
     pub fn origin(&self) -> TreeDigest {
         self.origin
+    }
+
+    /// The last change of anything that is listed, as long as the listing is that of a walk.
+    pub fn newest_change(&self) -> Option<Time> {
+        self.newest
     }
 
     /// Number of everything that is listed.

@@ -116,6 +116,7 @@ fn options(destination: &str) -> CopyOptions<'_> {
         clamp: None,
         limits: Limits::default(),
         changes: None,
+        digests: None,
     }
 }
 

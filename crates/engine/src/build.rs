@@ -274,6 +274,7 @@ impl Engine {
             locals: Mutex::default(),
             remotes: Mutex::default(),
             listings: Mutex::default(),
+            staged: Mutex::default(),
             indexes: Mutex::default(),
             networks: Networks::of_host(own_networks),
             snapshots: self.snapshots.clone(),

@@ -7,7 +7,7 @@ use crate::image::Images;
 use crate::net::Net;
 use crate::network::Networks;
 use crate::ops::source::Remote;
-use crate::ops::{self, select};
+use crate::ops::{self, delta, select};
 use crate::request::{Resources, SecretValue};
 use crate::snapshot::Snapshots;
 use crate::{EngineError, git};
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use xbuild_cache::tree::{Listing, StatIndex};
-use xbuild_cache::{NewRecord, Record, Store, TreeId};
+use xbuild_cache::{NewRecord, Record, Staging, Store, TreeId};
 use xbuild_graph::{Graph, Op, SourceOp, VertexId};
 use xbuild_runner::Launcher;
 use xbuild_solver::{CacheKey, Cancel, Task, Worker};
@@ -53,6 +53,8 @@ pub(crate) struct BuildWorker {
     pub(crate) remotes: Mutex<Remotes>,
     /// What copies select of local directories, by vertex.
     pub(crate) listings: Mutex<BTreeMap<usize, Listing>>,
+    /// Local directories that were copied while they were hashed, by vertex.
+    pub(crate) staged: Mutex<BTreeMap<usize, Staging>>,
     /// Digests of context files, remembered between builds.
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
     /// Networks of execs.
@@ -120,6 +122,20 @@ impl BuildWorker {
         };
         self.remotes.lock().unwrap_or_else(PoisonError::into_inner).insert(vertex.index(), remote.clone());
         Ok(remote)
+    }
+
+    /// Copies what the op reads if it has to be copied anyway, since no such op was ever recorded: hashing it is then done in
+    /// passing.
+    fn stage(&self, graph: &Graph, vertex: VertexId, n: usize, name: &str) -> Result<(), EngineError> {
+        let vertex_of = &graph[vertex];
+        if !self.imports.is_empty() || self.store.knows_op(&vertex_of.op_digest.0)? {
+            return Ok(());
+        }
+        // What cannot be staged is copied later, or is an error then.
+        if let Some(Ok(Some(staged))) = delta::listable(&vertex_of.op, n).map(|copy| delta::stage(self, copy, name)) {
+            self.staged.lock().unwrap_or_else(PoisonError::into_inner).insert(vertex.index(), staged);
+        }
+        Ok(())
     }
 
     pub(crate) fn ssh_default(&self) -> Option<&std::path::Path> {
@@ -268,6 +284,7 @@ impl Worker for BuildWorker {
         for (n, edge) in graph[vertex].inputs.iter().enumerate() {
             digests.push(match &graph[edge.vertex].op {
                 Op::Source(SourceOp::Local(local)) => {
+                    self.stage(graph, vertex, n, &local.name)?;
                     let (digest, listing) = select::digest_of_context(self, &graph[vertex].op, n, &local.name)?;
                     let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
                     listings.extend(listing.map(|listing| (vertex.index(), listing)));

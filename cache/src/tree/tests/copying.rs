@@ -374,3 +374,58 @@ fn export_writes_to_a_directory() {
     assert_eq!(mtime_of(&out.path().join("a/f")), (5, 0));
     assert_eq!(fs::metadata(tree.path().join("a/f")).expect("stat").nlink(), 1, "nothing of the store is linked out");
 }
+
+#[test]
+fn what_was_staged_is_taken_over_as_if_copied() {
+    if !needs_root("what_was_staged_is_taken_over_as_if_copied") {
+        return;
+    }
+    let (context, keep) = (dir(), dir());
+    sources(context.path());
+    link_to(&context.path().join("d/a.txt"), &context.path().join("x/second"));
+    fs::write(context.path().join("big"), vec![7; 17 << 20]).expect("write");
+    let holes = fs::File::create(context.path().join("holes")).expect("create");
+    holes.set_len(1 << 20).expect("truncate");
+    let view = View::context(context.path(), None).expect("context");
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], bool);
+    let table: [Case<'_>; 6] = [
+        ("into nothing", "/srv/app", &[("other/", "")], true),
+        ("beside other files", "/srv/app", &[("srv/app/z", "z"), ("srv/app/top.txt", "old")], true),
+        ("into the root", "/", &[("srv/app/z", "z")], true),
+        ("through a link", "/lnk/app", &[("real/", ""), ("lnk", "-> /real")], true),
+        ("over a directory of the name", "/srv", &[("srv/d/z", "z")], false),
+        ("over a file", "/srv", &[("srv", "file")], false),
+    ];
+    let index = StatIndex::open(&keep.path().join("index")).expect("index");
+    for (name, destination, files, expect) in table {
+        let (base, staged, taken) = (dir(), dir(), dir());
+        fill(base.path(), files);
+        let below = View::layers(&[base.path()], Marks::Trusted).expect("base");
+        let mode = Some(ModeChange::parse("u+x,go-w").expect("mode"));
+        let options = CopyOptions { mode, ..options(destination) };
+        let source = CopySource::Path { view: &view, path: Path::new("/"), wildcard: false, required: true };
+        let writer = DiffWriter::new(staged.path(), &empty(), Marks::Trusted).expect("writer");
+        let staging = CopyOptions { destination: Path::new("/"), digests: Some(&index), ..options.clone() };
+        writer.copy(&[source], &staging).expect("stage");
+        writer.finish().expect("finish");
+        let hits = index.hits();
+        let list = ListingWriter::new(keep.path());
+        let (digest, all) = selection_listing(source, &options, &index, list, [0; 32]).expect("listing");
+        assert_eq!(digest, selection_digest(&[source], &options, &NoDigests).expect("digest"), "{name}");
+        assert_eq!(index.hits(), hits, "nothing is known from before");
+        let node = view.require("/", true).expect("root");
+        let writer = DiffWriter::new(taken.path(), &below, Marks::Trusted).expect("writer");
+        let adopted = writer.adopt(staged.path(), &node, &options, &all.expect("a directory")).expect("adopt");
+        assert_eq!(adopted, expect, "{name}");
+        if adopted {
+            writer.finish().expect("finish");
+            let copied = copied(&below, &view, &["/"], &options).expect("copy");
+            let tar = |dir: &Path| {
+                let mut out = Vec::new();
+                write_layer(&[dir], Marks::Trusted, TarOptions::default(), &mut out).expect("tar");
+                out
+            };
+            assert!(tar(taken.path()) == tar(copied.path()), "another layer: {name}");
+        }
+    }
+}

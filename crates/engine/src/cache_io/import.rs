@@ -47,6 +47,11 @@ pub(crate) struct Found {
 }
 
 impl Imports {
+    /// True if there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.caches.is_empty()
+    }
+
     /// Reads the documents of caches. A directory that is not there is said and passed over.
     ///
     /// # Errors

@@ -5,13 +5,15 @@
 //! are made of it and one directory of changes, until the changes are too many: then everything is copied again.
 
 use super::file::{copy_options, ids};
+use super::select;
 use crate::EngineError;
 use crate::worker::{BuildWorker, Output};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use xbuild_cache::tree::{
-    self, Changes, CopySource as TreeSource, DiffWriter, FileDigests, Listing, ListingWriter, View,
+    self, Changes, CopyOptions, CopySource as TreeSource, DiffWriter, FileDigests, Listing, ListingWriter, View,
 };
-use xbuild_cache::{Store, Tree, TreeId};
+use xbuild_cache::{Staging, Store, Tree, TreeId};
 use xbuild_graph::{CopyAction, CopySource, FileAction, FileOp, Op};
 use xbuild_solver::Task;
 
@@ -130,10 +132,56 @@ pub(crate) fn keep(
 ) -> Result<(), EngineError> {
     let Some(Output::Local(name)) = task.inputs.get(task_input(task)) else { return Ok(()) };
     let began = worker.stat_index(name)?.opened();
-    if writer.newest_source().is_none_or(|newest| newest < began) {
+    if writer.newest_source().max(listing.newest_change()).is_none_or(|newest| newest < began) {
         listing.save(&listing_of(dir))?;
     }
     Ok(())
+}
+
+/// Copies the directory that a copy selects into the root of a new diff directory, and remembers the digests of its files.
+/// None if that could not be taken over by [`adopt`].
+pub(crate) fn stage(worker: &BuildWorker, copy: &CopyAction, name: &str) -> Result<Option<Staging>, EngineError> {
+    let [CopySource::Path { path, wildcard: false, .. }] = copy.sources.as_slice() else { return Ok(None) };
+    let view = select::context_view(worker, name)?;
+    let is_dir = view.lookup(path, true)?.is_some_and(|node| node.meta.is_dir());
+    if !is_dir || copy.parents || copy.owner.is_some() {
+        return Ok(None);
+    }
+    let index = worker.stat_index(name)?;
+    let staging = worker.store.staging()?;
+    let diff = staging.path().join("fs");
+    std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
+    let marks = worker.store.marks();
+    let writer = DiffWriter::new(&diff, &View::layers::<&Path>(&[], marks)?, marks)?;
+    copy_options(copy, None, |options| {
+        let options = CopyOptions { destination: Path::new("/"), digests: Some(&*index), ..options.clone() };
+        let source = TreeSource::Path { view: &view, path: Path::new(path), wildcard: false, required: true };
+        Ok(writer.copy(&[source], &options)?)
+    })?;
+    let steady = writer.newest_source().is_none_or(|newest| newest < index.opened());
+    writer.finish()?;
+    Ok(steady.then_some(staging))
+}
+
+/// Takes over what was staged for a copy. False if it has to be copied after all.
+pub(crate) fn adopt(
+    worker: &BuildWorker,
+    task: &Task<'_, Output>,
+    listing: &Listing,
+    writer: &DiffWriter,
+) -> Result<bool, EngineError> {
+    let staged = worker.staged.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.vertex.index());
+    let (n, Some(staged)) = (task_input(task), staged) else { return Ok(false) };
+    let (Some(copy), Some(Output::Local(name))) = (listable(&task.graph[task.vertex].op, n), task.inputs.get(n)) else {
+        return Ok(false);
+    };
+    let [CopySource::Path { path, .. }] = copy.sources.as_slice() else { return Ok(false) };
+    let began = worker.stat_index(name)?.opened();
+    if listing.newest_change().is_none_or(|newest| newest >= began) {
+        return Ok(false);
+    }
+    let node = select::context_view(worker, name)?.require(path, true)?;
+    copy_options(copy, None, |options| Ok(writer.adopt(&staged.path().join("fs"), &node, options, listing)?))
 }
 
 /// Where the listing of a diff directory is.

@@ -37,7 +37,11 @@ pub(crate) fn run(worker: &BuildWorker, op: &FileOp, task: &Task<'_, Output>) ->
     let diff = staging.path().join("fs");
     std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
     let writer = DiffWriter::new(&diff, &base, marks)?;
-    for action in &op.actions {
+    let adopted = match (&listing, &earlier) {
+        (Some(listing), None) => delta::adopt(worker, task, listing, &writer)?,
+        _ => false,
+    };
+    for action in op.actions.iter().filter(|_| !adopted) {
         apply(worker, &writer, action, task, earlier.as_ref().map(|e| &e.changes))?;
     }
     if let (Some(listing), None) = (&listing, &earlier) {
@@ -188,6 +192,7 @@ pub(crate) fn copy_options<T>(
         clamp: None,
         limits: Limits::default(),
         changes: None,
+        digests: None,
     })
 }
 
