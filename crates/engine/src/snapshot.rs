@@ -48,7 +48,7 @@ impl Snapshots {
         self.shortfall.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn is_native(&self, store: &Store) -> bool {
+    pub(crate) fn is_native(&self, store: &Store) -> bool {
         match self.wanted {
             Snapshotter::Overlay => false,
             Snapshotter::Native => true,

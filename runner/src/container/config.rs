@@ -20,6 +20,8 @@ pub struct Container {
     pub manifest: String,
     /// Row of the image's files in the store.
     pub tree: i64,
+    /// Its root is a copy of the image's files, not an overlay over them.
+    pub native: bool,
     /// `linux`.
     pub platform: String,
     /// What the process is.

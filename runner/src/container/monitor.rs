@@ -630,7 +630,12 @@ impl Monitor {
         if let Some(spec) = self.spec.as_ref().and_then(|spec| spec.cgroup.as_ref()) {
             crate::cgroup::remove(spec);
         }
-        self.state.status = if self.state.started_at == clock::NEVER { Status::Created } else { Status::Exited };
+        if self.state.started_at == clock::NEVER {
+            self.state.status = Status::Created;
+        } else {
+            self.state.status = Status::Exited;
+            self.state.finished_at = clock::stamp();
+        }
         self.state.pid = 0;
         self.state.exit_code = if code == 125 { 128 } else { i32::from(code) };
         self.state.error.clone_from(&message);
@@ -1077,6 +1082,7 @@ impl Monitor {
             self.main = None;
             return self.fail(&error);
         }
+        // One that failed has said so before its session ended, and its own end is still to come.
         if main.session.is_none() && main.failure.is_none() && self.state.pid != main.pid {
             self.started();
         }

@@ -11,6 +11,7 @@ use xbuild_runner::container::Found;
 impl Engine {
     /// Paths with `A`, `C` or `D`, in order; what lies in mounts is none of the container's own.
     pub fn changes(&self, found: &Found) -> Result<Vec<(char, PathBuf)>, EngineError> {
+        overlaid(found)?;
         let lower = self.store().dirs(TreeId::from(found.container.tree))?;
         let below = View::layers(&lower, self.store().marks())?;
         let mut changes = Vec::new();
@@ -24,6 +25,17 @@ impl Engine {
         let sizes = self.tree_sizes()?;
         let layers = self.store().layers(TreeId::from(tree))?;
         Ok(layers.iter().map(|layer| sizes.get(&layer.id).copied().unwrap_or(0)).sum())
+    }
+}
+
+/// Changes are told apart from the image's files by the overlay that they lie in.
+pub(super) fn overlaid(found: &Found) -> Result<(), EngineError> {
+    match found.container.native {
+        false => Ok(()),
+        true => Err(EngineError::Source(format!(
+            "the files of container {} are a copy of the image's (see XBUILD_SNAPSHOTTER): its changes are not known",
+            found.container.name
+        ))),
     }
 }
 
@@ -58,6 +70,8 @@ fn walk(below: &View, directory: &Path, at: &Path, changes: &mut Vec<(char, Path
 }
 
 fn is_opaque(directory: &Path) -> bool {
-    let mut value = [0; 4];
-    rustix::fs::lgetxattr(directory, "trusted.overlay.opaque", &mut value).is_ok_and(|length| &value[..length] == b"y")
+    ["trusted.overlay.opaque", "user.overlay.opaque"].iter().any(|name| {
+        let mut value = [0; 4];
+        rustix::fs::lgetxattr(directory, *name, &mut value).is_ok_and(|length| &value[..length] == b"y")
+    })
 }

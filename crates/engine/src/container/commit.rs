@@ -46,6 +46,7 @@ const CHANGES: [&str; 11] = [
 impl Engine {
     /// Makes an image of a container's files and settings; gives its id. The caller has paused the container.
     pub fn commit(&self, found: &Found, request: &CommitRequest) -> Result<Digest, EngineError> {
+        super::changes::overlaid(found)?;
         let container = &found.container;
         let parent = TreeId::from(container.tree);
         let tree = self.layer_of(&found.directory.join("fs"), parent)?;
@@ -103,7 +104,9 @@ impl Engine {
     /// Writes all files of a container, as the container sees them without its mounts.
     pub fn export_container(&self, found: &Found, out: &mut impl Write) -> Result<(), EngineError> {
         let mut dirs = vec![found.directory.join("fs")];
-        dirs.extend(self.store().dirs(TreeId::from(found.container.tree))?);
+        if !found.container.native {
+            dirs.extend(self.store().dirs(TreeId::from(found.container.tree))?);
+        }
         Ok(tree::write_root(&View::layers(&dirs, self.store().marks())?, None, out)?)
     }
 
@@ -113,16 +116,17 @@ impl Engine {
         let files = staging.path().join("fs");
         std::fs::create_dir(&files).map_err(|error| EngineError::io("make", &files, error))?;
         let lower = self.store().dirs(parent)?;
-        let base = || View::layers(&lower, self.store().marks());
+        let marks = self.store().marks();
+        let base = || View::layers(&lower, marks);
         let (reader, writer) = std::io::pipe().map_err(|error| EngineError::io("make", Path::new("a pipe"), error))?;
         std::thread::scope(|scope| {
             let packing = scope.spawn(move || {
                 let mut writer = std::io::BufWriter::with_capacity(256 << 10, writer);
                 let options = TarOptions { clamp: None };
-                tree::write_layer(&[upper], self.store().marks(), options, &mut writer)?;
+                tree::write_layer(&[upper], marks, options, &mut writer)?;
                 writer.flush().map_err(tree::TreeError::Archive)
             });
-            let unpacked = tree::unpack_layer(reader, &files, &base, self.store().marks(), Limits::default());
+            let unpacked = tree::unpack_layer(reader, &files, &base, marks, Limits::default());
             match packing.join() {
                 Ok(Err(error)) => Err(EngineError::from(error)),
                 _ => unpacked.map(drop).map_err(EngineError::from),

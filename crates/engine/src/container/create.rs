@@ -5,6 +5,7 @@ use crate::images::Found;
 use crate::{Engine, EngineError};
 use std::collections::BTreeMap;
 use std::path::Path;
+use xbuild_cache::tree::{self, View};
 use xbuild_cache::{Lease, TreeId};
 use xbuild_graph::Platform;
 use xbuild_oci::{Healthcheck, RunConfig};
@@ -77,6 +78,7 @@ impl Engine {
             image: found.manifest.config.digest.to_string(),
             manifest: found.digest.to_string(),
             tree: tree.number(),
+            native: self.snapshots().is_native(self.store()),
             platform: found.config.os.clone(),
             config,
             host_config: request.host.clone(),
@@ -105,14 +107,15 @@ impl Engine {
         &self,
         request: &CreateRequest,
         container: &mut Container,
-        tree: TreeId,
+        files: TreeId,
         manifest: xbuild_oci::Digest,
     ) -> Result<(), EngineError> {
         let containers = self.containers();
-        let lower = self.store().dirs(tree)?;
+        let lower = self.store().dirs(files)?;
+        let native = container.native;
         let prepare = |directory: &Path| {
             let failed = |error: EngineError| ContainerError::Refused(error.to_string());
-            Lease { tree, manifest }.write(directory).map_err(|error| failed(error.into()))?;
+            Lease { tree: files, manifest }.write(directory).map_err(|error| failed(error.into()))?;
             for name in ["fs", "work"] {
                 let path = directory.join(name);
                 std::fs::create_dir(&path).map_err(|source| ContainerError::Io {
@@ -121,7 +124,12 @@ impl Engine {
                     source,
                 })?;
             }
-            crate::ops::exec::copy_root_attributes(&lower, &directory.join("fs")).map_err(failed)
+            let files = directory.join("fs");
+            if native {
+                let view = View::layers(&lower, self.store().marks()).map_err(|error| failed(error.into()))?;
+                return tree::copy_out(&view, &files).map(drop).map_err(|error| failed(error.into()));
+            }
+            crate::ops::exec::copy_root_attributes(&lower, &files).map_err(failed)
         };
         for attempt in 0.. {
             if request.name.is_none() {

@@ -91,6 +91,9 @@ impl Engine {
 
     /// The image's layers under the container's own.
     fn root_of(&self, found: &Found) -> Result<Rootfs, EngineError> {
+        if found.container.native {
+            return Ok(Rootfs::Directory(found.directory.join("fs")));
+        }
         let mut lower = self.store().dirs(TreeId::from(found.container.tree))?;
         lower.push(self.containers().skeleton()?);
         let volatile = found.container.host_config.auto_remove;
