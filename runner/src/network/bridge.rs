@@ -50,6 +50,16 @@ pub(super) fn ensure(network: &NetworkRecord, addresses: &Addresses, links: &mut
     made
 }
 
+/// Whether the bridge is there.
+pub(super) fn is_there(network: &NetworkRecord) -> Result<bool, NetworkError> {
+    let links = Links::open().trying(|| "open a socket to the host's links".to_owned())?;
+    match links.index(&network.bridge()) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODEV) => Ok(false),
+        Err(error) => Err(error).trying(|| format!("look for the bridge `{}`", network.bridge())),
+    }
+}
+
 /// Removes the bridge and its table if they are there and nobody uses them, which the caller knows and keeps so. Slow.
 pub(super) fn remove_unused(network: &NetworkRecord) -> Result<(), NetworkError> {
     let mut links = Links::open().trying(|| "open a socket to the host's links".to_owned())?;

@@ -115,13 +115,10 @@ impl Networks {
     /// Addresses and ports that are taken are errors, and then nothing is left.
     pub fn attach(&self, wanted: &ContainerNetwork) -> Result<Attachment, NetworkError> {
         let published = Published::reserve(&wanted.ports)?;
-        let networks = wanted
-            .endpoints
-            .iter()
-            .map(|request| Ok((self.bridged(&request.network)?, request)))
-            .collect::<Result<Vec<_>, NetworkError>>()?;
+        let networks = wanted.endpoints.iter().map(|request| Ok((self.bridged(&request.network)?, request)));
+        let networks = networks.collect::<Result<Vec<_>, NetworkError>>()?;
         // A network without a way out has none for questions either.
-        let closed = networks.iter().all(|((network, _), _)| network.internal);
+        let closed = networks.iter().all(|(network, _)| network.internal);
         let upstream = if closed { Vec::new() } else { wanted.resolvers.upstream() };
         let (namespace, sockets) = on_a_thread(Namespace::prepare)?;
         let names = Arc::new(Names::new(self.clone(), &wanted.id));
@@ -137,8 +134,8 @@ impl Networks {
         };
         let container = (wanted.id.as_str(), wanted.name.as_str());
         let mut first = None;
-        let plugged = networks.iter().try_for_each(|((network, addresses), request)| {
-            let endpoint = self.plug(&lock, network, addresses, request, container, attachment.namespace.as_fd())?;
+        let plugged = networks.into_iter().try_for_each(|(network, request)| {
+            let endpoint = self.plug(&lock, network, request, container, attachment.namespace.as_fd())?;
             first.get_or_insert(endpoint.address);
             Ok(())
         });
@@ -176,12 +173,12 @@ impl Networks {
         namespace: OwnedFd,
         request: &EndpointRequest,
     ) -> Result<Endpoint, NetworkError> {
-        let (network, addresses) = self.bridged(&request.network)?;
+        let network = self.bridged(&request.network)?;
         let lock = self.records.lock()?;
         if !self.records.is_held(container.0) {
             return Err(NetworkError::NotRunning(container.1.to_owned()));
         }
-        self.plug(&lock, &network, &addresses, request, container, namespace.as_fd())
+        self.plug(&lock, network, request, container, namespace.as_fd())
     }
 
     /// Takes a running container out of a network.
@@ -211,20 +208,21 @@ impl Networks {
         Ok(())
     }
 
-    /// A network in which containers can have a place, with its addresses.
-    fn bridged(&self, name: &str) -> Result<(NetworkRecord, Addresses), NetworkError> {
+    /// A network in which containers can have a place.
+    fn bridged(&self, name: &str) -> Result<NetworkRecord, NetworkError> {
         let network = self.find(name)?;
-        match (network.driver, network.addresses.clone()) {
-            (Driver::Bridge, Some(addresses)) => Ok((network, addresses)),
-            _ => Err(NetworkError::Invalid(format!("a container cannot be connected to the network `{name}`"))),
+        match network.driver {
+            Driver::Bridge => Ok(network),
+            Driver::Host | Driver::None => {
+                Err(NetworkError::Invalid(format!("a container cannot be connected to the network `{name}`")))
+            }
         }
     }
 
     fn plug(
         &self,
         lock: &Exclusive,
-        network: &NetworkRecord,
-        addresses: &Addresses,
+        mut network: NetworkRecord,
         request: &EndpointRequest,
         (container, container_name): (&str, &str),
         namespace: BorrowedFd<'_>,
@@ -236,6 +234,11 @@ impl Networks {
                 network: network.name.clone(),
             });
         }
+        if live.is_empty() {
+            self.move_if_taken(lock, &mut network)?;
+        }
+        let network = &network;
+        let addresses = network.addresses.as_ref().ok_or(NetworkError::Exhausted("address in the network"))?;
         let address = choose_address(network, addresses, request.address, &live)?;
         let mut links = Links::open().trying(|| "open a socket to the host's links".to_owned())?;
         let bridge = bridge::ensure(network, addresses, &mut links)?;

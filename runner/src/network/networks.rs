@@ -11,8 +11,16 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-/// Subnets that networks get which ask for none: docker's.
-const POOLS: [([u8; 4], u8, u8); 2] = [([172, 16, 0, 0], 12, 16), ([192, 168, 0, 0], 16, 20)];
+/// Networks that subnets are cut out of for those that ask for none: docker's, without 172.16.0.0/16.
+const POOLS: [([u8; 4], u8); 5] = [
+    ([172, 17, 0, 0], 16),
+    ([172, 18, 0, 0], 15),
+    ([172, 20, 0, 0], 14),
+    ([172, 24, 0, 0], 13),
+    ([192, 168, 0, 0], 16),
+];
+/// Room for 4093 containers.
+const SUBNET_PREFIX: u8 = 20;
 
 /// How long an unused bridge stays.
 const LINGER: Duration = Duration::from_secs(1);
@@ -182,6 +190,18 @@ impl Networks {
         Ok(network)
     }
 
+    /// Gives a network that nobody uses, and that asked for no subnet, another one where the host has come to use its own.
+    pub(super) fn move_if_taken(&self, lock: &Exclusive, network: &mut NetworkRecord) -> Result<(), NetworkError> {
+        let Some(Addresses { subnet, chosen: true, .. }) = network.addresses else {
+            return Ok(());
+        };
+        if bridge::is_there(network)? || !is_routed(subnet)? {
+            return Ok(());
+        }
+        network.addresses = Some(self.addresses(lock, &NewNetwork::default())?);
+        self.records.put_network(network)
+    }
+
     fn addresses(&self, _: &Exclusive, new: &NewNetwork) -> Result<Addresses, NetworkError> {
         let invalid = |text: String| Err(NetworkError::Invalid(text));
         let taken: Vec<Net4> =
@@ -206,25 +226,38 @@ impl Networks {
         if let Some(range) = new.range.filter(|range| !subnet.includes(*range)) {
             return invalid(format!("no matching subnet for range {range}"));
         }
-        Ok(Addresses { subnet, gateway, range: new.range })
+        Ok(Addresses { subnet, gateway, range: new.range, chosen: new.subnet.is_none() })
     }
 }
 
 /// A subnet that neither a network nor a route of the host has.
 fn free_subnet(taken: &[Net4]) -> Result<Net4, NetworkError> {
+    let mut taken = taken.to_vec();
+    taken.extend(routed()?);
+    let is_free = |subnet: &Net4| !taken.iter().any(|other| other.overlaps(*subnet));
+    let mut all: Vec<Net4> = POOLS.into_iter().flat_map(pieces).collect();
+    // Anywhere: other stores on this host look for one, too, and theirs shows only while it is used.
+    let start = super::random_number() as usize % all.len();
+    all.rotate_left(start);
+    all.into_iter().find(is_free).ok_or(NetworkError::Exhausted("subnet"))
+}
+
+/// Where the host's routes lead, but the default one.
+fn routed() -> Result<Vec<Net4>, NetworkError> {
     let mut links = Links::open().trying(|| "open a socket to the host's links".to_owned())?;
     let routes = links.routes().trying(|| "list the host's routes".to_owned())?;
-    let is_free = |subnet: &Net4| {
-        let routed = routes.iter().any(|route| route.to.prefix() > 0 && route.to.overlaps(*subnet));
-        !routed && !taken.iter().any(|other| other.overlaps(*subnet))
-    };
-    let all = POOLS.into_iter().flat_map(|(first, prefix, size)| {
-        let pool = Net4::new(first.into(), prefix);
-        (0..1u32 << (size - prefix))
-            .map(move |n| Net4::new(Ipv4Addr::from_bits(pool.first().to_bits() + (n << (32 - size))), size))
-    });
-    // Docker leaves out the first, 172.16.0.0/16.
-    all.skip(1).find(is_free).ok_or(NetworkError::Exhausted("subnet"))
+    Ok(routes.into_iter().map(|route| route.to).filter(|net| net.prefix() > 0).collect())
+}
+
+fn is_routed(subnet: Net4) -> Result<bool, NetworkError> {
+    Ok(routed()?.into_iter().any(|net| net.overlaps(subnet)))
+}
+
+/// A pool cut into subnets.
+fn pieces((first, prefix): ([u8; 4], u8)) -> impl Iterator<Item = Net4> {
+    let first = Ipv4Addr::from(first).to_bits();
+    let count = 1u32 << (SUBNET_PREFIX - prefix);
+    (0..count).map(move |n| Net4::new(Ipv4Addr::from_bits(first + (n << (32 - SUBNET_PREFIX))), SUBNET_PREFIX))
 }
 
 /// Docker's rule for names.

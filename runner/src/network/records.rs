@@ -78,6 +78,9 @@ pub struct Addresses {
     pub gateway: Ipv4Addr,
     /// Where those of containers are taken from, if not from all.
     pub range: Option<Net4>,
+    /// Nobody asked for this subnet.
+    #[serde(default)]
+    pub chosen: bool,
 }
 
 impl NetworkRecord {
