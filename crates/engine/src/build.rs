@@ -33,7 +33,7 @@ pub struct Engine {
     runtime: tokio::runtime::Runtime,
     launcher: OnceLock<Arc<Launcher>>,
     net: Arc<Net>,
-    snapshots: Arc<Snapshots>,
+    pub(crate) snapshots: Arc<Snapshots>,
     clock: fn() -> (i64, u32),
 }
 

@@ -78,7 +78,7 @@ impl Engine {
             image: found.manifest.config.digest.to_string(),
             manifest: found.digest.to_string(),
             tree: tree.number(),
-            native: self.snapshots().is_native(self.store()),
+            native: self.snapshots.is_native(self.store()),
             platform: found.config.os.clone(),
             config,
             host_config: request.host.clone(),
