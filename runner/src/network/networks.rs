@@ -149,8 +149,16 @@ impl Networks {
         let Some(alone) = self.records.try_lock("sweeper")? else {
             return Ok(());
         };
+        let known = self.records.networks()?;
         // A command after another finds the bridge of the one before.
         std::thread::sleep(LINGER);
+        if !self.records.are_there() {
+            // Somebody has removed the store: nobody else will ever look after its bridges.
+            for network in known.iter().filter(|network| network.driver == Driver::Bridge) {
+                bridge::remove_unused(network)?;
+            }
+            return Ok(());
+        }
         self.sweep()?;
         drop(alone);
         // For who came when we had looked, and went because we were still here.

@@ -189,6 +189,11 @@ impl Records {
         Ok(all)
     }
 
+    /// Whether the directory is still there.
+    pub(super) fn are_there(&self) -> bool {
+        self.directory.exists()
+    }
+
     /// Writes a network.
     pub(super) fn put_network(&self, network: &NetworkRecord) -> Result<(), NetworkError> {
         write(&self.directory.join(format!("{}.json", network.id)), network)
