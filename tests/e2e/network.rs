@@ -17,7 +17,7 @@ const OUT: &[&str] = &["--progress=plain", "-o", "type=local,dest=out"];
 fn on_another_host(lab: &Lab, script: &str) -> Done {
     const HEAD: &str = "set -eu\nip link set lo up\n\
         xbuild() { \"$XBUILD\" \"$@\"; }\n\
-        links() { ip -o link | grep -c xbr- || true; }\n\
+        links() { ip -o link | grep -c -e xbr- -e xb- -e veth || true; }\n\
         tables() { nft list tables | grep -c xbuild || true; }\n\
         soon() { n=0; while ! eval \"$1\"; do n=$((n + 1)); [ $n -lt 2000 ]; sleep 0.01; done; }\n";
     let script = format!("{HEAD}{script}");
@@ -139,7 +139,7 @@ fn nothing_is_left_of_networks() {
            soon '[ $(links) = 0 ]'; soon '[ $(tables) = 0 ]'; echo $signal\n\
          done\n\
          xbuild run busybox true\n\
-         [ $(tables) = 0 ]; soon '[ $(links) = 0 ]'; echo run\n",
+         soon '[ $(links) = 0 ]'; soon '[ $(tables) = 0 ]'; echo run\n",
     );
     assert_eq!(done.code, 0, "{done}");
     assert_eq!(done.out(), "good\nbad\nINT\nKILL\nrun", "{done}");
@@ -213,14 +213,14 @@ fn without_the_power_to_make_networks_the_hosts_is_used_and_said_once() {
     );
     let weak = "setpriv --bounding-set=-net_admin \"$XBUILD\" --no-cache --progress=plain -o type=local,dest=out app\n\
                 readlink /proc/self/ns/net | cat - out/1 out/2 | uniq | wc -l\n\
-                setpriv --bounding-set=-net_admin \"$XBUILD\" run busybox readlink /proc/self/ns/net > own\n\
-                readlink /proc/self/ns/net | cmp - own\n";
+                setpriv --bounding-set=-net_admin \"$XBUILD\" run busybox true || echo $?\n";
     let done = on_another_host(&lab, weak);
     assert_eq!(done.code, 0, "{done}");
-    assert_eq!(done.out(), "1", "{done}");
+    assert_eq!(done.out(), "1\n125", "a container does not start: {done}");
     let said: Vec<_> = done.stderr.lines().filter(|line| line.contains("WARN")).collect();
-    assert_eq!(said.len(), 2, "once by the build and once by `run`: {done}");
-    assert!(said.iter().all(|line| line.contains("the host's is used") && line.contains("not permitted")), "{done}");
+    let [said] = said[..] else { panic!("not said once: {done}") };
+    assert!(said.contains("the host's is used") && said.contains("not permitted"), "{done}");
+    assert!(done.stderr.contains("failed to set up container networking"), "{done}");
 
     let barred = "nft add table inet wall\n\
                   nft add chain inet wall gate '{ type filter hook forward priority 0; policy drop; }'\n\
@@ -261,4 +261,46 @@ fn a_build_that_runs_nothing_opens_nothing() {
     assert!(trace("first").contains("AF_NETLINK"));
     let second = trace("second");
     assert!(!second.contains("AF_NETLINK") && !second.contains("CLONE_NEWNET"), "{second}");
+}
+
+#[test]
+fn containers_find_each_other_and_are_found_from_the_host() {
+    let Some(lab) = lab(&["unshare", "ip", "nft"]) else { return };
+    let done = on_another_host(
+        &lab,
+        "xbuild network create --subnet 10.199.0.0/24 --label a=b app >/dev/null\n\
+         xbuild run -d --name web --network app --network-alias www -p 127.0.0.1:8080:80 busybox \
+           sh -c 'echo hello > /index.html; exec httpd -f -p 80 -h /' >/dev/null\n\
+         soon 'xbuild exec web wget -qO- http://127.0.0.1/ >/dev/null 2>&1'\n\
+         xbuild run --rm --network app busybox timeout 10 wget -qO- http://www/\n\
+         busybox timeout 10 busybox wget -qO- http://127.0.0.1:8080/\n\
+         xbuild port web\n\
+         xbuild network inspect -f '{{len .Containers}} {{.Labels.a}}' app\n\
+         ! xbuild run --rm -p 8080:80 busybox true\n\
+         ! xbuild network rm app\n\
+         xbuild rm -f web; xbuild network rm app\n\
+         soon '[ $(links) = 0 ]'; soon '[ $(tables) = 0 ]'; echo gone\n",
+    );
+    assert_eq!(done.code, 0, "{done}");
+    let expected = ["hello", "hello", "80/tcp -> 127.0.0.1:8080", "1 b", "web", "app", "gone"];
+    assert_eq!(done.out().lines().collect::<Vec<_>>(), expected, "{done}");
+    assert!(done.stderr.contains("port is already allocated") && done.stderr.contains("active endpoints"), "{done}");
+}
+
+#[test]
+fn a_killed_monitor_gives_ports_and_addresses_back() {
+    let Some(lab) = lab(&["unshare", "ip", "nft"]) else { return };
+    let done = on_another_host(
+        &lab,
+        "xbuild network create --subnet 10.199.0.0/30 tight >/dev/null\n\
+         xbuild run -d --name first --network tight -p 8080:80 busybox sleep 600 >/dev/null\n\
+         ! xbuild run --rm --network tight busybox true\n\
+         monitor=$(sed -n 's/^PPid:[^0-9]*//p' /proc/$(xbuild inspect -f '{{.State.Pid}}' first)/status)\n\
+         kill -9 $monitor; soon '[ ! -e /proc/$monitor ]'\n\
+         xbuild run --rm --network tight -p 8080:80 busybox echo second\n\
+         soon '[ $(links) = 0 ]'; soon '[ $(tables) = 0 ]'; echo gone\n",
+    );
+    assert_eq!(done.code, 0, "{done}");
+    assert_eq!(done.out(), "second\ngone", "{done}");
+    assert!(done.stderr.contains("no free address"), "{done}");
 }

@@ -22,9 +22,8 @@ pub(super) fn attach(root: &Path, wanted: &ContainerNetwork, spec: &mut Spec) ->
     let networks = Networks::open(root, super::clock::stamp).map_err(described)?;
     let attachment = networks.attach(wanted).map_err(described)?;
     spec.network = Network::Namespace(attachment.namespace().inherited_path());
-    let endpoints = attachment.endpoints().map_err(described)?;
-    let resolv_conf = networks.resolv_conf(&wanted.id, &wanted.resolvers).map_err(described)?;
-    write_files(&endpoints, &spec.hostname, &resolv_conf).map_err(|error| error.to_string())?;
+    let resolv_conf = networks.resolv_conf(attachment.endpoints(), &wanted.resolvers).map_err(described)?;
+    write_files(attachment.endpoints(), &spec.hostname, &resolv_conf).map_err(|error| error.to_string())?;
     Ok(attachment)
 }
 

@@ -57,6 +57,7 @@ pub struct Attachment {
     networks: Networks,
     container: String,
     namespace: Namespace,
+    endpoints: Vec<Endpoint>,
     published: Published,
     dns: dns::Service,
     /// Locked: endpoints count while it is.
@@ -76,9 +77,10 @@ impl Attachment {
         self.published.bindings()
     }
 
-    /// The container's places in networks, as they are now.
-    pub fn endpoints(&self) -> Result<Vec<Endpoint>, NetworkError> {
-        self.networks.endpoints_of(&self.container)
+    /// The places in networks that the container started with; [`Networks::endpoints_of`] knows those of now.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     /// What the name server waits for.
@@ -97,14 +99,14 @@ impl Attachment {
         self.dns.turn();
     }
 
-    /// Frees addresses, names and ports. Bridges that nobody uses any more stay until [`Networks::sweep`], which is slow.
-    pub fn detach(self) -> Result<(), NetworkError> {
+    /// Frees addresses, names and ports, and gives the places that the container had last. Bridges that nobody uses any more
+    /// stay until [`Networks::sweep`], which is slow.
+    pub fn detach(self) -> Result<Vec<Endpoint>, NetworkError> {
         let _lock = self.networks.records.lock()?;
-        for endpoint in self.networks.endpoints_of(&self.container)? {
-            self.networks.records.remove_endpoint(&endpoint);
-        }
+        let endpoints = self.networks.endpoints_of(&self.container)?;
+        endpoints.iter().for_each(|endpoint| self.networks.records.remove_endpoint(endpoint));
         self.networks.records.release(&self.container);
-        Ok(())
+        Ok(endpoints)
     }
 }
 
@@ -128,19 +130,22 @@ impl Networks {
             networks: self.clone(),
             container: wanted.id.clone(),
             namespace,
+            endpoints: Vec::new(),
             published,
             dns: dns::Service::new(sockets, upstream).with_names(names),
             _held: held,
         };
         let container = (wanted.id.as_str(), wanted.name.as_str());
-        let mut first = None;
         let plugged = networks.into_iter().try_for_each(|(network, request)| {
             let endpoint = self.plug(&lock, network, request, container, attachment.namespace.as_fd())?;
-            first.get_or_insert(endpoint.address);
+            attachment.endpoints.push(endpoint);
             Ok(())
         });
         let done = plugged
-            .and_then(|()| first.map_or(Ok(()), |address| attachment.published.lead_to(&wanted.id, address)))
+            .and_then(|()| match attachment.endpoints.first() {
+                Some(endpoint) => attachment.published.lead_to(&wanted.id, endpoint.address),
+                None => Ok(()),
+            })
             .and_then(|()| self.records.put_ports(&wanted.id, attachment.published.bindings()));
         drop(lock);
         match done {
@@ -153,9 +158,8 @@ impl Networks {
         }
     }
 
-    /// What `/etc/resolv.conf` says in a running container, which depends on the networks that it is in.
-    pub fn resolv_conf(&self, container: &str, resolvers: &Resolvers) -> Result<Vec<u8>, NetworkError> {
-        let endpoints = self.endpoints_of(container)?;
+    /// What `/etc/resolv.conf` says in a container, which depends on the networks that it is in.
+    pub fn resolv_conf(&self, endpoints: &[Endpoint], resolvers: &Resolvers) -> Result<Vec<u8>, NetworkError> {
         let named = self.list()?.into_iter().filter(NetworkRecord::has_names);
         let is_named = named.map(|network| network.id).any(|id| endpoints.iter().any(|e| e.network == id));
         Ok(if is_named { resolvers.forwarded() } else { resolvers.inside() })

@@ -238,7 +238,8 @@ fn disconnect(args: &DisconnectArgs, containers: &Containers, networks: &Network
 
 /// Whether names of containers can be asked for depends on the networks. In place: the file is mounted.
 fn rewrite_resolv_conf(found: &Found, networks: &Networks) -> Result<()> {
-    let text = networks.resolv_conf(&found.container.id, &asked::resolvers(&found.container))?;
+    let text =
+        networks.resolv_conf(&networks.endpoints_of(&found.container.id)?, &asked::resolvers(&found.container))?;
     let path = found.directory.join("resolv.conf");
     std::fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }

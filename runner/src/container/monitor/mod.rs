@@ -18,7 +18,7 @@ use super::policy::{Backoff, Check};
 use super::state::State;
 use crate::devices::DeviceControl;
 use crate::error::SandboxError;
-use crate::network::{Attachment, Networks};
+use crate::network::{Attachment, Endpoint, Networks};
 use crate::spec::{Network, Spec};
 use clients::Client;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -323,8 +323,8 @@ impl Monitor {
         let _ = write_json(Path::new("state.json"), &self.state);
     }
 
-    fn tell_of_networks(&self, action: &str, network: &Attachment) {
-        for endpoint in network.endpoints().unwrap_or_default() {
+    fn tell_of_networks(&self, action: &str, endpoints: &[Endpoint]) {
+        for endpoint in endpoints {
             let attributes = [("container", &self.container.id), ("name", &endpoint.network_name)];
             let mut attributes: BTreeMap<String, String> =
                 attributes.map(|(key, value)| (key.to_owned(), value.clone())).into();

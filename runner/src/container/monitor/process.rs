@@ -39,7 +39,7 @@ impl Monitor {
         self.spec = Some(spec);
         match attached.transpose() {
             Ok(network) => {
-                network.iter().for_each(|network| self.tell_of_networks("connect", network));
+                network.iter().for_each(|network| self.tell_of_networks("connect", network.endpoints()));
                 self.network = network;
             }
             Err(why) => return self.fail(&SandboxError::Refused(why)),
@@ -201,9 +201,8 @@ impl Monitor {
             devices.dissolve();
         }
         if let Some(network) = self.network.take() {
-            self.tell_of_networks("disconnect", &network);
             // What cannot be removed does not count any more, and goes with the next change.
-            let _ = network.detach();
+            self.tell_of_networks("disconnect", &network.detach().unwrap_or_default());
         }
         if self.container.host_config.auto_remove {
             // Nobody is there who could be told of a failure; `rm` can be tried again.
