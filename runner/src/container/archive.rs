@@ -306,6 +306,9 @@ mod tests {
             let mut header = Header::new_gnu();
             header.set_size(4);
             header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
             header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_cksum();
             builder.append(&header, &b"evil"[..]).unwrap();
