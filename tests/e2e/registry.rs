@@ -47,8 +47,7 @@ fn push_of_a_stored_image_sends_what_a_build_pushes() {
     lab.xbuild(&["-t", &name, "app"]).ok();
     let id = lab.xbuild(&["inspect", &name]).ok().json()[0]["Id"].clone();
     let digest = lab.xbuild(&["push", &name]).ok().out();
-    let (_, digest) = digest.rsplit_once("digest: ").expect("push prints a digest");
-    let digest = digest.split(' ').next().unwrap_or_default().to_owned();
+    let digest = digest.strip_prefix("1: digest: ").expect("push prints tag and digest").to_owned();
     let sent = registry.count("PUT", BLOBS);
 
     lab.xbuild(&["push", &name]).ok();
