@@ -134,34 +134,8 @@ pub(crate) fn device(text: &str) -> Result<Device> {
 
 /// `NAME=SOFT[:HARD]`; -1 is unlimited.
 pub(crate) fn ulimit(text: &str) -> Result<Ulimit> {
-    const NAMES: [&str; 15] = [
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
-    let (name, limits) = text.split_once('=').ok_or_else(|| anyhow!("invalid ulimit argument: {text}"))?;
-    if !NAMES.contains(&name) {
-        bail!("invalid ulimit type: {name}");
-    }
-    let number = |text: &str| text.parse::<i64>().map_err(|_| anyhow!("invalid ulimit argument: {text}"));
-    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
-    let (soft, hard) = (number(soft)?, number(hard)?);
-    if hard != -1 && (soft > hard || soft == -1) {
-        bail!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}");
-    }
-    Ok(Ulimit { name: name.to_owned(), hard, soft })
+    let xbuild_graph::Ulimit { name, soft, hard } = crate::cli::values::ulimit(text)?;
+    Ok(Ulimit { name, soft, hard })
 }
 
 /// `PATH[:OPTIONS]`.
