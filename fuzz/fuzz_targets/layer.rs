@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(unpacked) = unpacked {
         assert!(unpacked.bytes <= limits.bytes && unpacked.entries <= limits.entries);
         let mut tar = Vec::new();
-        write_layer(&[&target], Marks::Plain, TarOptions { clamp: None, base: None }, &mut tar)
+        write_layer(&[&target], Marks::Plain, TarOptions { clamp: None }, &mut tar)
             .expect("what was unpacked can be packed");
     }
 });
