@@ -238,15 +238,15 @@ impl Global {
         Ok(engine.with_snapshotter(snapshotter))
     }
 
-    /// Frees what was thrown away, in a process of its own that outlives this one; at once where the next build could not
-    /// do without.
+    /// Frees what was thrown away, in a process of its own that outlives this one. Where space is low, the trash is emptied
+    /// at once, since the next build could not do without; cache goes in the background all the same.
     pub(crate) fn sweep_later(&self, engine: &Engine) {
-        if engine.store().is_low_on_space() {
-            // What could not be freed is tried again the next time.
-            let _ = engine.store().collect();
-            return;
+        let low = engine.store().is_low_on_space();
+        if low {
+            // What could not be freed is tried again by the other process.
+            let _ = engine.store().sweep();
         }
-        if !engine.store().needs_sweep() {
+        if !low && !engine.store().needs_sweep() {
             return;
         }
         let Ok(program) = std::env::current_exe() else {
