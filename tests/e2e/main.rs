@@ -15,6 +15,7 @@ mod peers;
 mod registry;
 mod run;
 mod secrets;
+mod services;
 mod sharing;
 mod store;
 mod trees;

@@ -14,18 +14,21 @@ use crate::snapshot::{Snapshots, Snapshotter};
 use crate::worker::{BuildWorker, Output};
 use crate::{EngineError, StepError, provenance, push};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use xbuild_cache::{Store, TreeId};
 use xbuild_frontend::{self as frontend, Diagnostic, Entitlement, Parsed, Plan, SourceFile};
 use xbuild_graph::{Graph, LocalSource, NetworkMode, Op, Platform, SourceOp, VertexId};
 use xbuild_oci::Digest;
-use xbuild_registry::Credentials;
+use xbuild_registry::{Certificates, Credentials};
 use xbuild_runner::Launcher;
 use xbuild_solver::{Cancel, Limits, SolveError, Solved, Status};
 
 /// Name of the main context in graphs.
 const MAIN: &str = "context";
+
+/// Where a machine has certificates of registries, besides `certs.d` in docker's directory of settings.
+const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
 /// Builds on one store. What a build does not need (network client, sandbox helper) is not set up.
 pub struct Engine {
@@ -69,13 +72,15 @@ impl Engine {
             Some(directory) => Credentials::load(directory).map_err(xbuild_registry::RegistryError::from)?,
             None => Credentials::default(),
         };
+        let own = docker_config.map(|directory| directory.join("certs.d"));
+        let certificates = Certificates::of(own.into_iter().chain(CERTIFICATES.map(PathBuf::from)).collect());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .thread_name("xbuild")
             .build()
             .map_err(|e| EngineError::Internal(format!("no threads: {e}")))?;
-        let (launcher, net) = (OnceLock::new(), Arc::new(Net::new(credentials)));
+        let (launcher, net) = (OnceLock::new(), Arc::new(Net::new(credentials, certificates)));
         Ok(Self { store, runtime, launcher, net, snapshots: Arc::default(), clock })
     }
 

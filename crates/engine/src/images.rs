@@ -353,7 +353,7 @@ impl Engine {
 
     /// Asks a registry whether it takes a login.
     pub fn check_login(&self, host: &str, user: &str, password: &str) -> Result<(), EngineError> {
-        Ok(self.runtime().block_on(xbuild_registry::Client::log_in(host, user, password))?)
+        Ok(self.runtime().block_on(self.net().registry()?.log_in(host, user, password))?)
     }
 
     /// Repositories of a registry by a part of their names.

@@ -3,7 +3,7 @@
 use crate::EngineError;
 use std::sync::OnceLock;
 use std::time::Duration;
-use xbuild_registry::{Client, Credentials};
+use xbuild_registry::{Certificates, Client, Credentials};
 
 /// Most redirects of a download.
 const REDIRECTS: usize = 10;
@@ -12,13 +12,14 @@ const REDIRECTS: usize = 10;
 #[derive(Debug)]
 pub(crate) struct Net {
     credentials: Credentials,
+    certificates: Certificates,
     registry: OnceLock<Client>,
     http: OnceLock<reqwest::Client>,
 }
 
 impl Net {
-    pub(crate) fn new(credentials: Credentials) -> Self {
-        Self { credentials, registry: OnceLock::new(), http: OnceLock::new() }
+    pub(crate) fn new(credentials: Credentials, certificates: Certificates) -> Self {
+        Self { credentials, certificates, registry: OnceLock::new(), http: OnceLock::new() }
     }
 
     /// The registry client.
@@ -26,7 +27,7 @@ impl Net {
         if let Some(client) = self.registry.get() {
             return Ok(client);
         }
-        let client = Client::new(self.credentials.clone()).map_err(|e| no_tls(&e))?;
+        let client = Client::new(self.credentials.clone(), self.certificates.clone()).map_err(|e| no_tls(&e))?;
         Ok(self.registry.get_or_init(|| client))
     }
 

@@ -33,12 +33,8 @@ pub struct Hit {
 
 impl Client {
     /// Asks a registry whether it takes this user and password.
-    pub async fn log_in(host: &str, user: &str, password: &str) -> Result<(), RegistryError> {
-        let client = Client::new(Credentials::of(host, user, password)).map_err(|source| RegistryError::Transport {
-            what: "login".to_owned(),
-            host: host.to_owned(),
-            source,
-        })?;
+    pub async fn log_in(&self, host: &str, user: &str, password: &str) -> Result<(), RegistryError> {
+        let client = self.with_credentials(Credentials::of(host, user, password));
         let call = client.plain_call(host, "", "login")?;
         client.send(&call).await.map(drop)
     }

@@ -1,7 +1,8 @@
 //! Requests: addresses, authentication, retries, redirects, bounded bodies.
 
 use crate::auth::{Challenge, Login};
-use crate::{ATTEMPTS, Credentials, REDIRECTS, RegistryError};
+use crate::transport::{Scheme, Transports, is_loopback, secure};
+use crate::{ATTEMPTS, Certificates, Credentials, REDIRECTS, RegistryError};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -15,7 +16,7 @@ const ERROR_BODY: usize = 64 << 10;
 /// Talks to registries.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    transports: Arc<Transports>,
     credentials: Arc<Credentials>,
     /// `Authorization` values by (host, scope).
     tokens: Arc<Mutex<HashMap<(String, String), HeaderValue>>>,
@@ -48,14 +49,14 @@ impl Client {
     ///
     /// # Errors
     /// The TLS library cannot be set up.
-    pub fn new(credentials: Credentials) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(20))
-            .read_timeout(Duration::from_secs(60))
-            .user_agent(concat!("xbuild/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { http, credentials: Arc::new(credentials), tokens: Arc::default() })
+    pub fn new(credentials: Credentials, certificates: Certificates) -> Result<Self, reqwest::Error> {
+        let transports = Transports::new(certificates)?;
+        Ok(Self { transports, credentials: Arc::new(credentials), tokens: Arc::default() })
+    }
+
+    /// The same, logging in otherwise.
+    pub(crate) fn with_credentials(&self, credentials: Credentials) -> Self {
+        Self { transports: self.transports.clone(), credentials: Arc::new(credentials), tokens: Arc::default() }
     }
 
     /// `/v2/REPOSITORY/rest` on the reference's registry.
@@ -64,7 +65,7 @@ impl Client {
             "docker.io" => "registry-1.docker.io",
             host => host,
         };
-        let scheme = if is_loopback(host) { "http" } else { "https" };
+        let scheme = self.transports.scheme(host);
         Url::parse(&format!("{scheme}://{host}/v2/{}/{rest}", reference.repository)).map_err(|e| {
             RegistryError::Protocol {
                 what: reference.to_string(),
@@ -107,12 +108,41 @@ impl Client {
         Err((refusal(call, response).await, wait))
     }
 
-    /// Follows redirects; only the first host gets `token`.
+    /// Sends a request once. A host on loopback that makes nothing of the first one may speak https: it is asked that way.
     async fn send_raw(&self, call: &Call<'_>, token: Option<HeaderValue>) -> Result<Response, RegistryError> {
-        let mut url = call.url.clone();
+        let known =
+            call.url.scheme() == "https" || !is_loopback(call.host) || self.transports.spoken(&call.url).is_some();
+        if known {
+            return self.send_along(call, call.url.clone(), token).await;
+        }
+        let first = self.send_along(call, call.url.clone(), None).await;
+        let understood = match &first {
+            Ok(response) => response.status() != StatusCode::BAD_REQUEST,
+            Err(RegistryError::Transport { source, .. }) => source.is_connect() || source.is_timeout(),
+            Err(_) => true,
+        };
+        if !understood && let Ok(response) = self.send_along(call, secure(call.url.clone()), None).await {
+            self.transports.remember(&call.url, Scheme::Https);
+            return Ok(response);
+        }
+        if first.is_ok() {
+            self.transports.remember(&call.url, Scheme::Http);
+        }
+        first
+    }
+
+    /// Follows redirects from `url`; only its host gets `token`.
+    async fn send_along(
+        &self,
+        call: &Call<'_>,
+        origin: Url,
+        token: Option<HeaderValue>,
+    ) -> Result<Response, RegistryError> {
+        let origin = self.transports.actual(origin);
+        let mut url = origin.clone();
         for _ in 0..=REDIRECTS {
-            let mut request = self.http.request(call.method.clone(), url.clone()).headers(call.headers.clone());
-            if same_origin(&url, &call.url)
+            let mut request = self.request(call.method.clone(), url.clone())?.headers(call.headers.clone());
+            if same_origin(&url, &origin)
                 && let Some(token) = &token
             {
                 request = request.header(AUTHORIZATION, token.clone());
@@ -135,8 +165,8 @@ impl Client {
         Err(protocol(call, "redirects without end"))
     }
 
-    pub(crate) fn request(&self, method: Method, url: Url) -> reqwest::RequestBuilder {
-        self.http.request(method, url)
+    pub(crate) fn request(&self, method: Method, url: Url) -> Result<reqwest::RequestBuilder, RegistryError> {
+        self.transports.request(method, url)
     }
 
     pub(crate) async fn refused(call: &Call<'_>, response: Response) -> RegistryError {
@@ -194,11 +224,11 @@ impl Client {
                 let form =
                     [("grant_type", "refresh_token"), ("service", service), ("scope", scope), ("refresh_token", token)];
                 let body = url::form(&form);
-                self.http.post(url).header("Content-Type", "application/x-www-form-urlencoded").body(body)
+                self.request(Method::POST, url)?.header("Content-Type", "application/x-www-form-urlencoded").body(body)
             }
             None => {
                 url.query_pairs_mut().append_pair("service", service).append_pair("scope", scope);
-                let request = self.http.get(url);
+                let request = self.request(Method::GET, url)?;
                 match login {
                     Some(login) => request.header(AUTHORIZATION, basic(login)),
                     None => request,
@@ -240,7 +270,17 @@ pub(crate) async fn bounded(call: &Call<'_>, mut response: Response, max: usize)
 }
 
 pub(crate) fn transport(call: &Call<'_>, source: reqwest::Error) -> RegistryError {
-    RegistryError::Transport { what: call.what.clone(), host: call.host.to_owned(), source: source.without_url() }
+    let (what, host, source) = (call.what.clone(), call.host.to_owned(), source.without_url());
+    match source.is_connect() && is_of_certificates(&source) {
+        true => RegistryError::Untrusted { what, host, source },
+        false => RegistryError::Transport { what, host, source },
+    }
+}
+
+/// Whether the TLS library did not take the other side's certificate. Its type is not known here; its words are.
+fn is_of_certificates(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.any(|cause| cause.to_string().contains("invalid peer certificate"))
 }
 
 pub(crate) fn protocol(call: &Call<'_>, why: &str) -> RegistryError {
@@ -289,28 +329,4 @@ fn basic(login: &Login) -> HeaderValue {
 
 fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
-}
-
-/// Whether `host[:port]` is this machine, where http is spoken.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn http_is_for_loopback_only() {
-        for (host, yes) in
-            [("localhost:5000", true), ("127.0.0.1:1", true), ("[::1]:5000", true), ("10.0.0.1:5000", false)]
-        {
-            assert_eq!(is_loopback(host), yes, "{host}");
-        }
-    }
 }

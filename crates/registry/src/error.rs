@@ -81,6 +81,23 @@ pub enum RegistryError {
         #[source]
         source: std::io::Error,
     },
+    /// The certificate that it shows is nobody's that is trusted here.
+    #[error(
+        "{what}: `{host}` shows a certificate that is not trusted; if it is right, put its authority's into \
+         `certs.d/{host}/ca.crt` beside docker's config.json"
+    )]
+    Untrusted {
+        /// What was asked for.
+        what: String,
+        /// Which registry.
+        host: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// Certificates could not be used.
+    #[error(transparent)]
+    Certificates(#[from] crate::CertificateError),
     /// Credentials could not be read.
     #[error(transparent)]
     Credentials(#[from] crate::CredentialError),
