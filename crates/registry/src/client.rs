@@ -6,7 +6,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFT
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use xbuild_oci::Reference;
 
@@ -15,7 +15,9 @@ const ERROR_BODY: usize = 64 << 10;
 /// Talks to registries.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    plain: reqwest::Client,
+    /// For https, set up at first use: reading the machine's certificates takes longer than a cached build.
+    secure: Arc<OnceLock<reqwest::Client>>,
     credentials: Arc<Credentials>,
     /// `Authorization` values by (host, scope).
     tokens: Arc<Mutex<HashMap<(String, String), HeaderValue>>>,
@@ -43,19 +45,35 @@ struct TokenAnswer {
     access_token: String,
 }
 
+fn settings() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(20))
+        .read_timeout(Duration::from_secs(60))
+        .user_agent(concat!("xbuild/", env!("CARGO_PKG_VERSION")))
+}
+
 impl Client {
     /// A client that logs in with `credentials`.
     ///
     /// # Errors
     /// The TLS library cannot be set up.
     pub fn new(credentials: Credentials) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(20))
-            .read_timeout(Duration::from_secs(60))
-            .user_agent(concat!("xbuild/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { http, credentials: Arc::new(credentials), tokens: Arc::default() })
+        // It trusts nobody, so nothing has to be read.
+        let plain = settings().tls_certs_only([]).build()?;
+        Ok(Self { plain, secure: Arc::default(), credentials: Arc::new(credentials), tokens: Arc::default() })
+    }
+
+    /// The client for an address.
+    fn http(&self, url: &Url) -> Result<&reqwest::Client, reqwest::Error> {
+        if url.scheme() != "https" {
+            return Ok(&self.plain);
+        }
+        if let Some(client) = self.secure.get() {
+            return Ok(client);
+        }
+        let client = settings().build()?;
+        Ok(self.secure.get_or_init(|| client))
     }
 
     /// `/v2/REPOSITORY/rest` on the reference's registry.
@@ -111,7 +129,8 @@ impl Client {
     async fn send_raw(&self, call: &Call<'_>, token: Option<HeaderValue>) -> Result<Response, RegistryError> {
         let mut url = call.url.clone();
         for _ in 0..=REDIRECTS {
-            let mut request = self.http.request(call.method.clone(), url.clone()).headers(call.headers.clone());
+            let client = self.http(&url).map_err(|source| transport(call, source))?;
+            let mut request = client.request(call.method.clone(), url.clone()).headers(call.headers.clone());
             if same_origin(&url, &call.url)
                 && let Some(token) = &token
             {
@@ -135,8 +154,8 @@ impl Client {
         Err(protocol(call, "redirects without end"))
     }
 
-    pub(crate) fn request(&self, method: Method, url: Url) -> reqwest::RequestBuilder {
-        self.http.request(method, url)
+    pub(crate) fn request(&self, method: Method, url: Url) -> Result<reqwest::RequestBuilder, reqwest::Error> {
+        Ok(self.http(&url)?.request(method, url))
     }
 
     pub(crate) async fn refused(call: &Call<'_>, response: Response) -> RegistryError {
@@ -189,16 +208,17 @@ impl Client {
             return Err(protocol(call, "names a token service that is not https"));
         }
         // A login is for its host and what https vouches for; to a stranger on http it would not have got this far.
+        let client = self.http(&url).map_err(|source| transport(call, source))?;
         let request = match login.and_then(|l| l.identity_token.as_ref()) {
             Some(token) => {
                 let form =
                     [("grant_type", "refresh_token"), ("service", service), ("scope", scope), ("refresh_token", token)];
                 let body = url::form(&form);
-                self.http.post(url).header("Content-Type", "application/x-www-form-urlencoded").body(body)
+                client.post(url).header("Content-Type", "application/x-www-form-urlencoded").body(body)
             }
             None => {
                 url.query_pairs_mut().append_pair("service", service).append_pair("scope", scope);
-                let request = self.http.get(url);
+                let request = client.get(url);
                 match login {
                     Some(login) => request.header(AUTHORIZATION, basic(login)),
                     None => request,

@@ -35,7 +35,7 @@ impl Client {
         place.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let body = open().map_err(|source| RegistryError::Sink { what, source })?;
         let own_host = place.host_str() == start.url.host_str() && place.port() == start.url.port();
-        let mut request = self.request(Method::PUT, place);
+        let mut request = self.request(Method::PUT, place).map_err(|source| transport(&start, source))?;
         if let (Some(token), true) = (self.known_token(&start), own_host) {
             request = request.header(reqwest::header::AUTHORIZATION, token);
         }
