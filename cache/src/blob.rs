@@ -100,9 +100,17 @@ impl Store {
     /// The size of a blob if it is here; marks it as used.
     pub fn has_blob(&self, digest: Digest) -> Result<Option<u64>, StoreError> {
         let db = self.db();
-        let mut query = db.prepare_cached("UPDATE blobs SET last_used=?2 WHERE digest=?1 RETURNING size")?;
-        let size: Option<i64> = query.query_row(params![digest.as_bytes(), now_ms()], |row| row.get(0)).optional()?;
-        Ok(size.map(|s| s as u64))
+        let mut query = db.prepare_cached("SELECT size, last_used FROM blobs WHERE digest=?1")?;
+        let found = query.query_row([digest.as_bytes()], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?))).optional()?;
+        let Some((size, last_used)) = found else { return Ok(None) };
+        if !self.is_safe(last_used) {
+            // The row may have been collected in between; then the blob is not here.
+            let mut mark = db.prepare_cached("UPDATE blobs SET last_used=?2 WHERE digest=?1")?;
+            if mark.execute(params![digest.as_bytes(), now_ms()])? == 0 {
+                return Ok(None);
+            }
+        }
+        Ok(Some(size as u64))
     }
 
     /// Where the bytes of a blob are, if it is here.

@@ -22,6 +22,8 @@ pub struct Store {
     root: PathBuf,
     db: Mutex<Connection>,
     owner: String,
+    /// When the session began: what is marked as used since then is safe.
+    began: i64,
     epoch: String,
     counter: AtomicU64,
     trash: Arc<Trash>,
@@ -90,7 +92,8 @@ impl Store {
         let owner = format!("{}-{:x}", std::process::id(), nanos());
         let session_path = root.join("locks").join(format!("session-{owner}"));
         let session = FileLock::try_take(&session_path)?.ok_or_else(|| StoreError::Missing("an own session".into()))?;
-        session.file().write_all(now_ms().to_string().as_bytes()).at("write", &session_path)?;
+        let began = now_ms();
+        session.file().write_all(began.to_string().as_bytes()).at("write", &session_path)?;
         let epoch = epoch_of(&root)?;
         let db = index::open(&root.join("index.db"), &epoch)?;
         let trash = Arc::new(Trash::new(root.join("trash"), &owner));
@@ -98,6 +101,7 @@ impl Store {
             root,
             db: Mutex::new(db),
             owner,
+            began,
             epoch,
             counter: AtomicU64::new(0),
             trash,
@@ -273,6 +277,11 @@ impl Store {
 
     pub(crate) fn db(&self) -> MutexGuard<'_, Connection> {
         self.db.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether a mark of use protects what it is on from collection while this process lives.
+    pub(crate) fn is_safe(&self, last_used: i64) -> bool {
+        last_used >= self.began
     }
 
     pub(crate) fn epoch(&self) -> &str {

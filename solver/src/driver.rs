@@ -2,9 +2,9 @@
 
 use crate::machine::{Effect, Event, Machine};
 use crate::{CacheKey, Task, Worker};
-use std::collections::BinaryHeap;
-use std::sync::Arc;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, mpsc};
 use xbuild_graph::{Graph, Op, VertexId};
 
@@ -46,6 +46,8 @@ impl Cancel {
 pub struct Limits {
     /// Execs.
     pub execs: usize,
+    /// Threads that compute keys and look records up; at least 1.
+    pub lookups: usize,
 }
 
 /// What a vertex is doing.
@@ -106,11 +108,28 @@ struct Waiting {
 /// What came of an effect; an error of `None` is a thread that died.
 type Answer<W> = Result<Event<<W as Worker>::Output>, Option<<W as Worker>::Error>>;
 
-struct Driver<W: Worker> {
+/// What is done for an effect.
+type Work<W> =
+    Box<dyn FnOnce(&W, &Graph, &Cancel) -> Result<Event<<W as Worker>::Output>, <W as Worker>::Error> + Send>;
+
+/// What blocking threads need; one a solve.
+struct Bench<W: Worker> {
     graph: Arc<Graph>,
     worker: Arc<W>,
     cancel: Cancel,
     answers: mpsc::UnboundedSender<(VertexId, Answer<W>)>,
+    lookups: Mutex<Lookups<W>>,
+}
+
+/// Keys and records that are wanted. They are many and short, so that a thread for each would cost more than they do.
+struct Lookups<W: Worker> {
+    waiting: VecDeque<(VertexId, Work<W>)>,
+    threads: usize,
+}
+
+struct Driver<W: Worker> {
+    graph: Arc<Graph>,
+    bench: Arc<Bench<W>>,
     /// Effects that were started and not answered.
     open: usize,
     execs: usize,
@@ -137,11 +156,11 @@ pub async fn solve<W: Worker>(
     let remaining = remaining_paths(&graph);
     let mut machine = Machine::new(&graph);
     let stop = Cancel::new();
+    let lookups = Mutex::new(Lookups { waiting: VecDeque::new(), threads: 0 });
+    let bench = Bench { graph: graph.clone(), worker, cancel: stop.clone(), answers, lookups };
     let mut driver = Driver {
         graph: graph.clone(),
-        worker,
-        cancel: stop.clone(),
-        answers,
+        bench: Arc::new(bench),
         open: 0,
         execs: 0,
         waiting: BinaryHeap::new(),
@@ -158,8 +177,7 @@ pub async fn solve<W: Worker>(
             // Both arms are cancel-safe: `recv` loses nothing, `wait` holds nothing.
             answer = inbox.recv() => match answer { Some(answer) => answer, None => break },
             () = cancel.wait(), if !stop.is_set() => {
-                stop.cancel();
-                driver.waiting.clear();
+                driver.stop();
                 failure.get_or_insert(SolveError::Cancelled);
                 continue;
             }
@@ -185,8 +203,7 @@ pub async fn solve<W: Worker>(
                     Some(error) => SolveError::Failed { vertex, error },
                     None => SolveError::Internal(format!("the work of `{}` died", graph[vertex].meta.name)),
                 });
-                stop.cancel();
-                driver.waiting.clear();
+                driver.stop();
             }
         }
         driver.start_waiting(&machine, progress);
@@ -205,14 +222,15 @@ impl<W: Worker> Driver<W> {
         for effect in effects {
             match effect {
                 Effect::Cached(id) => progress(id, Status::Cached),
+                // Asks the network, perhaps.
                 Effect::SourceKey(id) => self.spawn(id, move |w, g, _| Ok(Event::SourceKey(id, w.source_key(g, id)?))),
                 Effect::LocalDigests(id) => {
-                    self.spawn(id, move |w, g, _| Ok(Event::LocalDigests(id, w.local_digests(g, id)?)));
+                    self.look_up(id, move |w, g, _| Ok(Event::LocalDigests(id, w.local_digests(g, id)?)));
                 }
-                Effect::Find(id, key) => self.spawn(id, move |w, g, _| Ok(Event::Found(id, w.find(g, id, key)?))),
+                Effect::Find(id, key) => self.look_up(id, move |w, g, _| Ok(Event::Found(id, w.find(g, id, key)?))),
                 Effect::FindByInputs(id, key) => {
                     let inputs = machine.inputs(id);
-                    self.spawn(id, move |w, g, _| Ok(Event::Found(id, w.find_by_inputs(g, id, key, &inputs)?)));
+                    self.look_up(id, move |w, g, _| Ok(Event::Found(id, w.find_by_inputs(g, id, key, &inputs)?)));
                 }
                 Effect::Run { vertex, key, reuse } => {
                     let earlier = std::cmp::Reverse(vertex.index());
@@ -251,20 +269,63 @@ impl<W: Worker> Driver<W> {
         }
     }
 
+    /// Starts nothing any more; what runs is told to end.
+    fn stop(&mut self) {
+        self.bench.cancel.cancel();
+        self.waiting.clear();
+        self.open -= std::mem::take(&mut self.bench.lookups().waiting).len();
+    }
+
+    /// Does `work` on a thread of its own.
     fn spawn(
         &mut self,
         vertex: VertexId,
         work: impl FnOnce(&W, &Graph, &Cancel) -> Result<Event<W::Output>, W::Error> + Send + 'static,
     ) {
         self.open += 1;
-        let (graph, worker) = (self.graph.clone(), self.worker.clone());
-        let (cancel, answers) = (self.cancel.clone(), self.answers.clone());
+        let bench = self.bench.clone();
+        tokio::task::spawn_blocking(move || bench.answer(vertex, work));
+    }
+
+    /// Does `work` in its turn on one of a few threads.
+    fn look_up(
+        &mut self,
+        vertex: VertexId,
+        work: impl FnOnce(&W, &Graph, &Cancel) -> Result<Event<W::Output>, W::Error> + Send + 'static,
+    ) {
+        self.open += 1;
+        let mut lookups = self.bench.lookups();
+        lookups.waiting.push_back((vertex, Box::new(work)));
+        if lookups.threads < self.limits.lookups {
+            lookups.threads += 1;
+            let bench = self.bench.clone();
+            tokio::task::spawn_blocking(move || bench.answer_lookups());
+        }
+    }
+}
+
+impl<W: Worker> Bench<W> {
+    fn lookups(&self) -> MutexGuard<'_, Lookups<W>> {
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer_lookups(&self) {
+        loop {
+            let mut lookups = self.lookups();
+            let Some((vertex, work)) = lookups.waiting.pop_front() else {
+                lookups.threads -= 1;
+                return;
+            };
+            drop(lookups);
+            self.answer(vertex, work);
+        }
+    }
+
+    fn answer(&self, vertex: VertexId, work: impl FnOnce(&W, &Graph, &Cancel) -> Result<Event<W::Output>, W::Error>) {
+        let attempt = std::panic::AssertUnwindSafe(|| work(&self.worker, &self.graph, &self.cancel));
+        let answer = std::panic::catch_unwind(attempt).map_or(Err(None), |answer| answer.map_err(Some));
         // The answer is ignored only when the solve itself is gone.
-        tokio::task::spawn_blocking(move || {
-            let attempt = std::panic::AssertUnwindSafe(|| work(&worker, &graph, &cancel));
-            let answer = std::panic::catch_unwind(attempt).map_or(Err(None), |answer| answer.map_err(Some));
-            let _ = answers.send((vertex, answer));
-        });
+        let _ = self.answers.send((vertex, answer));
     }
 }
 

@@ -71,7 +71,7 @@ impl Progress {
                     std::thread::sleep(std::time::Duration::from_millis(100));
                     let mut renderer = renderer.lock().unwrap_or_else(PoisonError::into_inner);
                     // A closed terminal does not stop the build.
-                    let _ = renderer.tick(&mut std::io::stderr().lock());
+                    let _ = at_once(|out| renderer.tick(out));
                 }
             })
         });
@@ -84,7 +84,7 @@ impl Progress {
         Arc::new(move |event| {
             let mut renderer = renderer.lock().unwrap_or_else(PoisonError::into_inner);
             // A reader of our output that went away does not stop the build.
-            let _ = renderer.event(&event, &mut std::io::stderr().lock());
+            let _ = at_once(|out| renderer.event(&event, out));
         })
     }
 
@@ -96,8 +96,15 @@ impl Progress {
             let _ = ticker.join();
         }
         let mut renderer = self.renderer.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = renderer.finish(&mut std::io::stderr().lock());
+        let _ = at_once(|out| renderer.finish(out));
     }
+}
+
+/// Draws to the terminal in one write: standard error keeps nothing back by itself.
+fn at_once(draw: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<()> {
+    let mut drawn = Vec::new();
+    draw(&mut drawn)?;
+    std::io::stderr().lock().write_all(&drawn)
 }
 
 /// `12.4MB`, with decimal prefixes as Docker shows transfers.

@@ -280,6 +280,7 @@ impl Engine {
             remotes: Mutex::default(),
             listings: Mutex::default(),
             staged: Mutex::default(),
+            views: Mutex::default(),
             indexes: Mutex::default(),
             networks: Networks::of_host(own_networks),
             snapshots: self.snapshots.clone(),
@@ -310,7 +311,7 @@ impl Engine {
             graph.clone(),
             targets,
             worker.clone(),
-            Limits { execs },
+            Limits { execs, lookups: cores.max(4) },
             cancel.clone(),
             &report,
         ));

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use xbuild_cache::tree::{Listing, StatIndex};
+use xbuild_cache::tree::{Listing, StatIndex, View};
 use xbuild_cache::{NewRecord, Record, Staging, Store, TreeId};
 use xbuild_graph::{Graph, Op, SourceOp, VertexId};
 use xbuild_runner::Launcher;
@@ -55,6 +55,8 @@ pub(crate) struct BuildWorker {
     pub(crate) listings: Mutex<BTreeMap<usize, Listing>>,
     /// Local directories that were copied while they were hashed, by vertex.
     pub(crate) staged: Mutex<BTreeMap<usize, Staging>>,
+    /// Local directories as their ignore rules show them.
+    pub(crate) views: Mutex<BTreeMap<String, View>>,
     /// Digests of context files, remembered between builds.
     pub(crate) indexes: Mutex<BTreeMap<String, Arc<StatIndex>>>,
     /// Networks of execs.
@@ -128,11 +130,13 @@ impl BuildWorker {
     /// passing.
     fn stage(&self, graph: &Graph, vertex: VertexId, n: usize, name: &str) -> Result<(), EngineError> {
         let vertex_of = &graph[vertex];
-        if !self.imports.is_empty() || self.store.knows_op(&vertex_of.op_digest.0)? {
+        let Some(copy) = delta::listable(&vertex_of.op, n).filter(|_| self.imports.is_empty()) else { return Ok(()) };
+        let Some(selected) = delta::stageable(self, copy, name)? else { return Ok(()) };
+        if self.store.knows_op(&vertex_of.op_digest.0)? {
             return Ok(());
         }
         // What cannot be staged is copied later, or is an error then.
-        if let Some(Ok(Some(staged))) = delta::listable(&vertex_of.op, n).map(|copy| delta::stage(self, copy, name)) {
+        if let Ok(Some(staged)) = selected.stage(self, name) {
             self.staged.lock().unwrap_or_else(PoisonError::into_inner).insert(vertex.index(), staged);
         }
         Ok(())

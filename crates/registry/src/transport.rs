@@ -4,15 +4,18 @@ use crate::RegistryError;
 use crate::certificates::{self, Certificates};
 use reqwest::{Method, RequestBuilder, Url};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// What is known of the registries of one client.
 #[derive(Debug)]
 pub(crate) struct Transports {
     certificates: Certificates,
-    /// For hosts that nothing special is known of.
+    /// For http.
     plain: reqwest::Client,
+    /// For hosts that nothing special is known of; set up at first use, since reading the machine's certificates takes longer
+    /// than a cached build.
+    usual: OnceLock<reqwest::Client>,
     /// Clients by `HOST[:PORT]`.
     own: Mutex<HashMap<String, reqwest::Client>>,
     /// What hosts on loopback turned out to speak.
@@ -27,8 +30,15 @@ pub(crate) enum Scheme {
 
 impl Transports {
     pub(crate) fn new(certificates: Certificates) -> Result<Arc<Self>, reqwest::Error> {
-        let plain = builder().build()?;
-        Ok(Arc::new(Self { certificates, plain, own: Mutex::default(), spoken: Mutex::default() }))
+        // It trusts nobody, so nothing has to be read.
+        let plain = builder().tls_certs_only([]).build()?;
+        Ok(Arc::new(Self {
+            certificates,
+            plain,
+            usual: OnceLock::new(),
+            own: Mutex::default(),
+            spoken: Mutex::default(),
+        }))
     }
 
     /// The scheme to begin with: http on loopback, unless there are certificates for it; https everywhere else.
@@ -74,10 +84,18 @@ impl Transports {
             Some(directory) => built(&host, builder().tls_backend_preconfigured(certificates::settings(&directory)?))?,
             // Nobody but this machine answers here, and plain http would do: the name in a certificate adds nothing.
             None if is_loopback(&host) => built(&host, builder().tls_danger_accept_invalid_certs(true))?,
-            None => self.plain.clone(),
+            None => self.usual(&host)?,
         };
         self.own.lock().unwrap_or_else(PoisonError::into_inner).insert(host, client.clone());
         Ok(client)
+    }
+
+    fn usual(&self, host: &str) -> Result<reqwest::Client, RegistryError> {
+        if let Some(client) = self.usual.get() {
+            return Ok(client.clone());
+        }
+        let client = built(host, builder())?;
+        Ok(self.usual.get_or_init(|| client).clone())
     }
 }
 

@@ -138,29 +138,45 @@ pub(crate) fn keep(
     Ok(())
 }
 
-/// Copies the directory that a copy selects into the root of a new diff directory, and remembers the digests of its files.
-/// None if that could not be taken over by [`adopt`].
-pub(crate) fn stage(worker: &BuildWorker, copy: &CopyAction, name: &str) -> Result<Option<Staging>, EngineError> {
+/// A copy of a directory that can be staged.
+pub(crate) struct Stageable<'a> {
+    copy: &'a CopyAction,
+    path: &'a str,
+    view: View,
+}
+
+/// The copy, if it is one whose files [`adopt`] could take over.
+pub(crate) fn stageable<'a>(
+    worker: &BuildWorker,
+    copy: &'a CopyAction,
+    name: &str,
+) -> Result<Option<Stageable<'a>>, EngineError> {
     let [CopySource::Path { path, wildcard: false, .. }] = copy.sources.as_slice() else { return Ok(None) };
     let view = select::context_view(worker, name)?;
-    let is_dir = view.lookup(path, true)?.is_some_and(|node| node.meta.is_dir());
-    if !is_dir || copy.parents || copy.owner.is_some() {
-        return Ok(None);
+    let is_dir = view.lookup(path, true).is_ok_and(|node| node.is_some_and(|node| node.meta.is_dir()));
+    Ok((is_dir && !copy.parents && copy.owner.is_none()).then_some(Stageable { copy, path, view }))
+}
+
+impl Stageable<'_> {
+    /// Copies the directory into the root of a new diff directory, and remembers the digests of its files.
+    /// None if files changed meanwhile.
+    pub(crate) fn stage(&self, worker: &BuildWorker, name: &str) -> Result<Option<Staging>, EngineError> {
+        let index = worker.stat_index(name)?;
+        let staging = worker.store.staging()?;
+        let diff = staging.path().join("fs");
+        std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
+        let marks = worker.store.marks();
+        let writer = DiffWriter::new(&diff, &View::layers::<&Path>(&[], marks)?, marks)?;
+        copy_options(self.copy, None, |options| {
+            let options = CopyOptions { destination: Path::new("/"), digests: Some(&*index), ..options.clone() };
+            let path = Path::new(self.path);
+            let source = TreeSource::Path { view: &self.view, path, wildcard: false, required: true };
+            Ok(writer.copy(&[source], &options)?)
+        })?;
+        let steady = writer.newest_source().is_none_or(|newest| newest < index.opened());
+        writer.finish()?;
+        Ok(steady.then_some(staging))
     }
-    let index = worker.stat_index(name)?;
-    let staging = worker.store.staging()?;
-    let diff = staging.path().join("fs");
-    std::fs::create_dir(&diff).map_err(|e| EngineError::io("make", &diff, e))?;
-    let marks = worker.store.marks();
-    let writer = DiffWriter::new(&diff, &View::layers::<&Path>(&[], marks)?, marks)?;
-    copy_options(copy, None, |options| {
-        let options = CopyOptions { destination: Path::new("/"), digests: Some(&*index), ..options.clone() };
-        let source = TreeSource::Path { view: &view, path: Path::new(path), wildcard: false, required: true };
-        Ok(writer.copy(&[source], &options)?)
-    })?;
-    let steady = writer.newest_source().is_none_or(|newest| newest < index.opened());
-    writer.finish()?;
-    Ok(steady.then_some(staging))
 }
 
 /// Takes over what was staged for a copy. False if it has to be copied after all.

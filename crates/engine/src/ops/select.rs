@@ -5,7 +5,7 @@ use super::file::{copy_options, visibility};
 use crate::EngineError;
 use crate::worker::BuildWorker;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use xbuild_cache::tree::{
     self, CopyOptions, CopySource as TreeSource, DiffWriter, FileDigests, Listing, NoDigests, View,
 };
@@ -124,8 +124,18 @@ fn digest_copy(copy: &CopyAction, n: usize, view: &View, files: &dyn FileDigests
     })
 }
 
-/// A view of a local directory without what its ignore rules hide.
+/// A view of a local directory without what its ignore rules hide; opened once.
 pub(crate) fn context_view(worker: &BuildWorker, name: &str) -> Result<View, EngineError> {
+    let mut views = worker.views.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(view) = views.get(name) {
+        return Ok(view.clone());
+    }
+    let view = open_context(worker, name)?;
+    views.insert(name.to_owned(), view.clone());
+    Ok(view)
+}
+
+fn open_context(worker: &BuildWorker, name: &str) -> Result<View, EngineError> {
     let context =
         worker.contexts.0.get(name).ok_or_else(|| EngineError::Internal(format!("no context is named `{name}`")))?;
     let matcher = ignore::Matcher::new(&context.excludes).map_err(|e| EngineError::Source(e.to_string()))?;
