@@ -221,6 +221,34 @@ fn published_ports_lead_to_the_container() {
 }
 
 #[test]
+fn containers_get_through_a_firewall_of_iptables() {
+    on_a_host(|networks, _| {
+        sh(
+            "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+        );
+        let before = sh("nft list ruleset");
+        networks.create(network("front")).expect("made");
+        let mut web = wanted("web", "front");
+        web.ports = vec![PortRequest {
+            host_address: Ipv4Addr::UNSPECIFIED,
+            host_ports: (0, 0),
+            container_port: 80,
+            protocol: Protocol::Tcp,
+        }];
+        let web = networks.attach(&web).expect("web");
+        let client = networks.attach(&wanted("client", "bridge")).expect("client");
+        serve(&web, 1);
+        let gateway = web.endpoints()[0].gateway.expect("a gateway");
+        assert_eq!(visit(&client, || fetch(gateway, web.ports()[0].host_port)), "hello");
+        client.detach().expect("detached");
+        web.detach().expect("detached");
+        networks.sweep().expect("swept");
+        assert_eq!(sh("nft list ruleset"), before);
+        sh("nft delete table ip filter");
+    });
+}
+
+#[test]
 fn addresses_are_as_asked_and_used_again() {
     on_a_host(|networks, root| {
         let small = NewNetwork { subnet: Some("10.199.7.0/29".parse().expect("subnet")), ..network("small") };

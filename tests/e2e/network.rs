@@ -222,6 +222,21 @@ fn without_the_power_to_make_networks_the_hosts_is_used_and_said_once() {
     assert!(said.contains("the host's is used") && said.contains("not permitted"), "{done}");
     assert!(done.stderr.contains("failed to set up container networking"), "{done}");
 
+    let docker = "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'\n\
+                  before=$(nft list ruleset)\n\
+                  [ $(xbuild run busybox readlink /proc/self/ns/net) != $(readlink /proc/self/ns/net) ]\n\
+                  xbuild --no-cache --progress=plain -o type=local,dest=out app\n\
+                  readlink /proc/self/ns/net | cat - out/1 out/2 | sort -u | wc -l\n\
+                  \"$XBUILD\" slow & pid=$!\n\
+                  soon 'nft list ruleset | grep -q \"xbr-.*accept comment\"'; kill -KILL $pid; ! wait $pid\n\
+                  xbuild --no-cache --progress=plain app\n\
+                  soon '[ $(links) = 0 ]'; soon '[ $(tables) = 0 ]'; [ \"$(nft list ruleset)\" = \"$before\" ]\n";
+    lab.write("slow/Dockerfile", format!("FROM busybox\nRUN sleep {}\n", lab.token()));
+    let done = on_another_host(&lab, docker);
+    assert_eq!(done.code, 0, "{done}");
+    assert_eq!(done.out(), "3", "{done}");
+    assert!(!done.stderr.contains("WARN"), "{done}");
+
     let barred = "nft add table inet wall\n\
                   nft add chain inet wall gate '{ type filter hook forward priority 0; policy drop; }'\n\
                   xbuild --no-cache --progress=plain -o type=local,dest=out app\n\

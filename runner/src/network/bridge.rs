@@ -4,6 +4,7 @@
 //! single containers (published ports) is in tables of theirs, see [`super::ports`].
 
 use super::error::{NetworkError, Trying};
+use super::firewall::{self, Link};
 use super::links::Links;
 use super::nftables::{Batch, Filters, Hook, Rule};
 use super::records::{Addresses, BRIDGE_PREFIX, NetworkRecord};
@@ -23,7 +24,6 @@ pub(super) fn ensure(network: &NetworkRecord, addresses: &Addresses, links: &mut
         Err(error) => return Err(error).trying(|| step("look for")),
     }
     let mut filters = Filters::open().trying(|| "open a socket to nf_tables".to_owned())?;
-    host::check_firewall(&mut filters)?;
     host::forward_packets()?;
     let routes = links.routes().trying(|| "list the host's routes".to_owned())?;
     if routes.iter().any(|route| route.to.prefix() > 0 && route.to.overlaps(addresses.subnet)) {
@@ -36,6 +36,7 @@ pub(super) fn ensure(network: &NetworkRecord, addresses: &Addresses, links: &mut
             .commit(rules(network, addresses))
             .trying(|| format!("make the table `{}` of nf_tables", table(network)))?;
         let index = links.index(&name).trying(|| step("look for"))?;
+        firewall::open(&mut filters, &table(network), &Link::Named(&name))?;
         // For the host's own connections to published ports, which come from 127.0.0.1.
         host::set_link_option(&name, "route_localnet", "1")?;
         links.start(index, None).trying(|| step("start"))?;
@@ -71,6 +72,7 @@ pub(super) fn remove_unused(network: &NetworkRecord) -> Result<(), NetworkError>
     let mut filters = Filters::open().trying(|| "open a socket to nf_tables".to_owned())?;
     let mut batch = Batch::new();
     batch.remove_table(&table(network));
+    firewall::close(&mut filters, &table(network))?;
     match filters.commit(batch) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error).trying(|| format!("remove the table `{}` of nf_tables", table(network))),

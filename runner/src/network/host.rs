@@ -1,7 +1,6 @@
 //! What networks need of the host.
 
 use super::error::{NetworkError, Trying};
-use super::nftables::Filters;
 
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -12,15 +11,6 @@ pub(super) fn forward_packets() -> Result<(), NetworkError> {
         return Ok(());
     }
     std::fs::write(FORWARD, "1").trying(|| format!("turn forwarding on in `{FORWARD}`"))
-}
-
-/// Fails where the host's own firewall would drop all that is passed on.
-pub(super) fn check_firewall(filters: &mut Filters) -> Result<(), NetworkError> {
-    let barriers = filters.barriers().trying(|| "list chains of nf_tables".to_owned())?;
-    match barriers.into_iter().next() {
-        Some(barrier) => Err(NetworkError::Firewall { table: barrier.table, chain: barrier.chain }),
-        None => Ok(()),
-    }
 }
 
 /// Sets an option of a link in the network namespace of the calling thread.

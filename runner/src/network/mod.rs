@@ -14,6 +14,7 @@ mod bridge;
 mod containers;
 mod dns;
 mod error;
+mod firewall;
 mod host;
 mod links;
 mod names;

@@ -13,9 +13,16 @@ const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+const DELETE_RULE: u16 = 8;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const IPV4: u8 = 2;
+/// Attributes of a rule.
+const HANDLE: u16 = 3;
+const USER_DATA: u16 = 7;
+/// In user data: what `nft` shows as a comment.
+const COMMENT: u8 = 0;
 
 /// Where in a packet's way a chain sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,13 +215,36 @@ impl Rule {
     /// Goes nowhere.
     pub(super) fn drop(self) -> Self {
         const DROP: u32 = 0;
+        self.verdict(DROP)
+    }
+
+    /// Goes on, as far as this chain is concerned.
+    pub(super) fn accept(self) -> Self {
+        const ACCEPT: u32 = 1;
+        self.verdict(ACCEPT)
+    }
+
+    fn verdict(self, number: u32) -> Self {
         self.with("immediate", |m| {
             m.be32(1, 0).nest(2, |data| {
                 data.nest(2, |verdict| {
-                    verdict.be32(1, DROP);
+                    verdict.be32(1, number);
                 });
             });
         })
+    }
+
+    /// Writes itself into a message that makes it.
+    fn put(&self, message: &mut Message) {
+        message.nest(4, |list| {
+            for (name, data) in &self.expressions {
+                list.nest(1, |expression| {
+                    expression.text(1, name).nest(2, |inner| {
+                        inner.raw(data.content());
+                    });
+                });
+            }
+        });
     }
 
     fn value(self, register: u32, value: &[u8]) -> Self {
@@ -271,18 +301,27 @@ impl Batch {
         self.push(chain);
         for rule in rules {
             let mut message = message(NEW_RULE, CREATE | APPEND);
-            message.text(1, table).text(2, name).nest(4, |list| {
-                for (name, data) in &rule.expressions {
-                    list.nest(1, |expression| {
-                        expression.text(1, name).nest(2, |inner| {
-                            inner.raw(data.content());
-                        });
-                    });
-                }
-            });
+            rule.put(message.text(1, table).text(2, name));
             self.push(message);
         }
         self
+    }
+
+    /// Puts a rule with a comment first in somebody's chain.
+    pub(super) fn insert_rule(&mut self, table: &str, chain: &str, comment: &str, rule: Rule) -> &mut Self {
+        let mut message = message(NEW_RULE, CREATE);
+        rule.put(message.text(1, table).text(2, chain));
+        let mut data = vec![COMMENT, comment.len() as u8 + 1];
+        data.extend(comment.bytes().chain([0]));
+        message.attr(USER_DATA, &data);
+        self.push(message)
+    }
+
+    /// Removes a rule.
+    pub(super) fn remove_rule(&mut self, table: &str, chain: &str, handle: u64) -> &mut Self {
+        let mut message = message(DELETE_RULE, 0);
+        message.text(1, table).text(2, chain).attr(HANDLE, &handle.to_be_bytes());
+        self.push(message)
     }
 
     fn push(&mut self, message: Message) -> &mut Self {
@@ -300,6 +339,8 @@ pub(super) struct Filters {
 /// A chain of somebody's that looks at packets which pass through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Barrier {
+    /// It is of family `ip`.
+    pub(super) ipv4: bool,
     /// Its table.
     pub(super) table: String,
     /// Its name.
@@ -331,9 +372,26 @@ impl Filters {
             const INET: u8 = 1;
             let forwards = [INET, IPV4].contains(&family) && hook == 2u32.to_be_bytes();
             let drops = find(POLICY)? == 0u32.to_be_bytes();
-            (forwards && drops).then(|| Some(Barrier { table: text(find(1)?), chain: text(find(3)?) }))?
+            let ipv4 = family == IPV4;
+            (forwards && drops).then(|| Some(Barrier { ipv4, table: text(find(1)?), chain: text(find(3)?) }))?
         };
         Ok(self.netlink.dump(request)?.iter().filter_map(|answer| barrier(&answer.body)).collect())
+    }
+
+    /// Handles and comments of the rules of a chain.
+    pub(super) fn rules(&mut self, table: &str, chain: &str) -> Result<Vec<(u64, String)>, Errno> {
+        let mut request = Message::new(SUBSYSTEM << 8 | GET_RULE, REQUEST | DUMP, &[IPV4, 0, 0, 0]);
+        request.text(1, table).text(2, chain);
+        let rule = |body: &[u8]| {
+            let find = |wanted| attributes(body, 4).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+            let handle = u64::from_be_bytes(find(HANDLE)?.try_into().ok()?);
+            let comment = match find(USER_DATA).unwrap_or_default() {
+                [COMMENT, length, data @ ..] => data.get(..usize::from(*length)).map(text).unwrap_or_default(),
+                _ => String::new(),
+            };
+            Some((handle, comment))
+        };
+        Ok(self.netlink.dump(request)?.iter().filter_map(|answer| rule(&answer.body)).collect())
     }
 }
 

@@ -9,6 +9,7 @@
 use super::address::Net4;
 use super::dns;
 use super::error::{NetworkError, Trying};
+use super::firewall::{self, Link};
 use super::links::{Links, Peer};
 use super::namespace::{Home, Namespace};
 use super::nftables::{Batch, Filters, Hook, Rule};
@@ -261,7 +262,6 @@ struct Maker {
 impl Maker {
     fn new() -> Result<Self, NetworkError> {
         let mut filters = Filters::open().trying(|| "open a socket to nf_tables".to_owned())?;
-        super::host::check_firewall(&mut filters)?;
         super::host::forward_packets()?;
         let mut links = Links::open().trying(|| "open a socket to the host's links".to_owned())?;
         let routes = links.routes().trying(|| "list the host's routes".to_owned())?;
@@ -271,7 +271,8 @@ impl Maker {
             .find(|pool| !routes.iter().any(|r| r.to.prefix() > 0 && r.to.overlaps(*pool) && !ours(r.link)))
             .ok_or(NetworkError::Exhausted("private network for steps"))?;
         let mtu = links.mtu_of_default_route(&routes).trying(|| "look at the host's default route".to_owned())?;
-        let table = format!("xbuild-steps-{}-{:04x}", std::process::id(), super::random_number() & 0xffff);
+        let table = format!("{}{}-{:04x}", firewall::STEPS, std::process::id(), super::random_number() & 0xffff);
+        firewall::open(&mut filters, &table, &Link::Prefixed(LINK_PREFIX))?;
         filters.commit(rules(&table, pool)).trying(|| format!("make the table `{table}` of nf_tables"))?;
         Ok(Self { links, filters, table, pool, mtu, next: super::random_number() })
     }
@@ -319,6 +320,7 @@ impl Drop for Maker {
         let mut batch = Batch::new();
         batch.remove_table(&self.table);
         let _ = self.filters.commit(batch);
+        let _ = firewall::close(&mut self.filters, &self.table);
     }
 }
 
