@@ -105,7 +105,7 @@ pub(crate) enum ImageGroup {
     /// Make an image of a tar of files
     Import(super::container::ImportArgs),
     /// Show details of images
-    Inspect(InspectArgs),
+    Inspect(super::container::InspectFlags),
     /// Read images from an archive
     Load(LoadArgs),
     /// List images
@@ -126,17 +126,6 @@ pub(crate) enum ImageGroup {
     Tag(TagArgs),
 }
 
-/// Flags of `image inspect`.
-#[derive(clap::Args, Debug)]
-pub(crate) struct InspectArgs {
-    /// `json`, or a template
-    #[arg(short, long)]
-    format: Option<String>,
-    /// Names or IDs
-    #[arg(required = true)]
-    names: Vec<String>,
-}
-
 /// Flags of `image prune`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ImagePruneArgs {
@@ -153,7 +142,7 @@ pub(crate) fn group(command: &ImageGroup, global: &Global) -> Result<Outcome> {
         ImageGroup::Import(args) => super::container::import(args, global),
         ImageGroup::Inspect(args) => {
             let engine = global.engine()?;
-            super::container::show(&args.names, args.format.as_deref(), |name| Ok(engine.inspect(name)?))
+            args.show(|name| Ok(engine.inspect(name)?))
         }
         ImageGroup::Load(args) => load(args, global),
         ImageGroup::Ls(args) => images(args, global),

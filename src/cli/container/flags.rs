@@ -1,5 +1,6 @@
 //! Flags of `run` and `create`, and what they ask for.
 
+use super::limits::LimitFlags;
 use super::values::{self, Envelope};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -11,15 +12,14 @@ use xbuild_runner::container::config::{Config, Endpoint, HostConfig, LogConfig, 
 /// Flags of `run` and `create`.
 #[derive(clap::Args, Debug, Default)]
 pub(crate) struct CreateFlags {
+    #[command(flatten)]
+    limits: LimitFlags,
     /// Add a line to /etc/hosts (`NAME:ADDRESS`)
     #[arg(long, value_name = "NAME:ADDRESS")]
     add_host: Vec<String>,
     /// Attach to STDIN, STDOUT or STDERR
     #[arg(short, long, value_name = "STREAM")]
     pub(crate) attach: Vec<String>,
-    /// Weight of block input and output, 10 to 1000
-    #[arg(long, value_name = "WEIGHT")]
-    blkio_weight: Option<u16>,
     /// Add a capability
     #[arg(long, value_name = "CAP")]
     cap_add: Vec<String>,
@@ -35,24 +35,6 @@ pub(crate) struct CreateFlags {
     /// Write the container's ID to a file
     #[arg(long, value_name = "FILE")]
     cidfile: Option<String>,
-    /// CPU period in microseconds
-    #[arg(long)]
-    cpu_period: Option<i64>,
-    /// CPU time per period in microseconds
-    #[arg(long)]
-    cpu_quota: Option<i64>,
-    /// Relative weight of CPU time
-    #[arg(short = 'c', long)]
-    cpu_shares: Option<i64>,
-    /// Number of CPUs
-    #[arg(long)]
-    cpus: Option<String>,
-    /// CPUs to run on (`0-3`, `0,1`)
-    #[arg(long)]
-    cpuset_cpus: Option<String>,
-    /// Memory nodes to use
-    #[arg(long)]
-    cpuset_mems: Option<String>,
     /// Keys that detach from the container
     #[arg(long, value_name = "KEYS")]
     pub(crate) detach_keys: Option<String>,
@@ -137,15 +119,6 @@ pub(crate) struct CreateFlags {
     /// Hardware address
     #[arg(long, value_name = "ADDRESS")]
     mac_address: Option<String>,
-    /// Limit of memory
-    #[arg(short, long, value_name = "BYTES")]
-    memory: Option<String>,
-    /// Memory that it is guaranteed
-    #[arg(long, value_name = "BYTES")]
-    memory_reservation: Option<String>,
-    /// Limit of memory and swap together; -1 for unlimited swap
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    memory_swap: Option<String>,
     /// Mount something (`type=bind,source=…,target=…`)
     #[arg(long, value_name = "SPEC")]
     mount: Vec<String>,
@@ -167,9 +140,6 @@ pub(crate) struct CreateFlags {
     /// Namespace of processes: `host` or `container:NAME`
     #[arg(long, value_name = "MODE")]
     pid: Option<String>,
-    /// Limit of processes; -1 for none
-    #[arg(long, allow_hyphen_values = true)]
-    pids_limit: Option<i64>,
     /// Platform of the image
     #[arg(long)]
     pub(crate) platform: Option<String>,
@@ -243,9 +213,6 @@ pub(crate) struct CreateFlags {
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE [COMMAND...]")]
     pub(crate) image_and_command: Vec<String>,
 }
-
-/// Docker's lowest limit of memory.
-const LEAST_MEMORY: i64 = 6 << 20;
 
 impl CreateFlags {
     /// The request, with streams that `run` without `-d` attaches to.
@@ -485,24 +452,8 @@ impl CreateFlags {
             init: self.init.then_some(true),
             ..HostConfig::default()
         };
-        self.limits().apply(&mut host)?;
+        self.limits.apply(&mut host)?;
         Ok(host)
-    }
-
-    fn limits(&self) -> Limits<'_> {
-        Limits {
-            memory: self.memory.as_deref(),
-            memory_swap: self.memory_swap.as_deref(),
-            memory_reservation: self.memory_reservation.as_deref(),
-            cpus: self.cpus.as_deref(),
-            cpu_shares: self.cpu_shares,
-            cpu_period: self.cpu_period,
-            cpu_quota: self.cpu_quota,
-            cpuset_cpus: self.cpuset_cpus.as_deref(),
-            cpuset_mems: self.cpuset_mems.as_deref(),
-            pids_limit: self.pids_limit,
-            blkio_weight: self.blkio_weight,
-        }
     }
 
     fn binds(&self) -> Result<Vec<String>> {
@@ -547,75 +498,4 @@ impl CreateFlags {
 
 fn list(values: &[String]) -> Option<Vec<String>> {
     Some(values.to_vec()).filter(|values| !values.is_empty())
-}
-
-/// Limits as flags of `run` and `update` say them.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Limits<'a> {
-    pub(crate) memory: Option<&'a str>,
-    pub(crate) memory_swap: Option<&'a str>,
-    pub(crate) memory_reservation: Option<&'a str>,
-    pub(crate) cpus: Option<&'a str>,
-    pub(crate) cpu_shares: Option<i64>,
-    pub(crate) cpu_period: Option<i64>,
-    pub(crate) cpu_quota: Option<i64>,
-    pub(crate) cpuset_cpus: Option<&'a str>,
-    pub(crate) cpuset_mems: Option<&'a str>,
-    pub(crate) pids_limit: Option<i64>,
-    pub(crate) blkio_weight: Option<u16>,
-}
-
-impl Limits<'_> {
-    /// Sets what is said, and checks that it fits together.
-    pub(crate) fn apply(&self, host: &mut HostConfig) -> Result<()> {
-        let bytes = |text: &str| values::bytes(text).and_then(|bytes| Ok(i64::try_from(bytes)?));
-        if let Some(text) = self.memory {
-            host.memory = bytes(text)?;
-        }
-        match self.memory_swap {
-            Some("-1") => host.memory_swap = -1,
-            Some(text) => host.memory_swap = bytes(text)?,
-            // As docker: twice the memory, unless the user says otherwise.
-            None if self.memory.is_some() && host.memory > 0 => host.memory_swap = host.memory.saturating_mul(2),
-            None => {}
-        }
-        if let Some(text) = self.memory_reservation {
-            host.memory_reservation = bytes(text)?;
-        }
-        if host.memory > 0 && host.memory < LEAST_MEMORY {
-            bail!("Minimum memory limit allowed is 6MB");
-        }
-        if host.memory_swap > 0 && host.memory == 0 {
-            bail!("You should always set the Memory limit when using Memoryswap limit, see usage");
-        }
-        if host.memory_swap > 0 && host.memory_swap < host.memory {
-            bail!("Minimum memoryswap limit should be larger than memory limit, see usage");
-        }
-        if host.memory > 0 && host.memory_reservation > host.memory {
-            bail!("Minimum memory limit can not be less than memory reservation limit, see usage");
-        }
-        if let Some(text) = self.cpus {
-            host.nano_cpus = values::nano_cpus(text)?;
-        }
-        host.cpu_shares = self.cpu_shares.unwrap_or(host.cpu_shares);
-        host.cpu_period = self.cpu_period.unwrap_or(host.cpu_period);
-        host.cpu_quota = self.cpu_quota.unwrap_or(host.cpu_quota);
-        if host.nano_cpus > 0 && (host.cpu_period > 0 || host.cpu_quota > 0) {
-            bail!("Conflicting options: Nano CPUs and CPU Period or CPU Quota cannot both be set");
-        }
-        for (own, text) in [(&mut host.cpuset_cpus, self.cpuset_cpus), (&mut host.cpuset_mems, self.cpuset_mems)] {
-            if let Some(text) = text {
-                values::check_cpuset(text)?;
-                text.clone_into(own);
-            }
-        }
-        host.pids_limit = self.pids_limit.or(host.pids_limit);
-        if let Some(weight) = self.blkio_weight {
-            if weight != 0 && !(10..=1000).contains(&weight) {
-                bail!("range of blkio weight is from 10 to 1000");
-            }
-            host.blkio_weight = weight;
-        }
-        Ok(())
-    }
 }

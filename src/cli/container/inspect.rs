@@ -11,35 +11,35 @@ use xbuild_runner::container::config::Container;
 use xbuild_runner::container::{ContainerError, Found, Status, clock};
 use xbuild_runner::network::{NetworkError, Networks};
 
-/// Flags of `inspect`.
+/// What every `inspect` takes.
 #[derive(clap::Args, Debug)]
-pub(crate) struct InspectArgs {
+pub(crate) struct InspectFlags {
     /// `json`, or a template
     #[arg(short, long)]
-    format: Option<String>,
-    /// Show sizes of containers
-    #[arg(short, long)]
-    size: bool,
-    /// Only this kind: `container`, `image`, `network` or `volume`
-    #[arg(long = "type", value_name = "KIND")]
-    kind: Option<String>,
+    pub(crate) format: Option<String>,
     /// Names or IDs
     #[arg(required = true)]
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
 }
 
 /// Flags of `container inspect`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ContainerInspectArgs {
-    /// `json`, or a template
-    #[arg(short, long)]
-    format: Option<String>,
-    /// Show sizes
+    #[command(flatten)]
+    common: InspectFlags,
+    /// Show sizes of containers
     #[arg(short, long)]
     size: bool,
-    /// Names or IDs
-    #[arg(required = true)]
-    names: Vec<String>,
+}
+
+/// Flags of `inspect`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    any: ContainerInspectArgs,
+    /// Only this kind: `container`, `image`, `network` or `volume`
+    #[arg(long = "type", value_name = "KIND")]
+    kind: Option<String>,
 }
 
 pub(crate) fn inspect(args: &InspectArgs, global: &Global) -> Result<Outcome> {
@@ -52,16 +52,28 @@ pub(crate) fn inspect(args: &InspectArgs, global: &Global) -> Result<Outcome> {
         Some("volume") => &["volume"],
         Some(other) => bail!("\"{other}\" is not a valid value for --type"),
     };
-    show(&args.names, args.format.as_deref(), |name| look_up(&engine, name, kinds, args.size))
+    args.any.show(&engine, kinds)
 }
 
 pub(crate) fn containers(args: &ContainerInspectArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
-    show(&args.names, args.format.as_deref(), |name| look_up(&engine, name, &["container"], args.size))
+    args.show(&engine, &["container"])
 }
 
-/// Shows objects: those that are there, and an error for each of the others.
-pub(crate) fn show(names: &[String], format: Option<&str>, look: impl Fn(&str) -> Result<Value>) -> Result<Outcome> {
+impl ContainerInspectArgs {
+    fn show(&self, engine: &Engine, kinds: &[&str]) -> Result<Outcome> {
+        self.common.show(|name| look_up(engine, name, kinds, self.size))
+    }
+}
+
+impl InspectFlags {
+    /// Shows objects: those that are there, and an error for each of the others.
+    pub(crate) fn show(&self, look: impl Fn(&str) -> Result<Value>) -> Result<Outcome> {
+        show(&self.names, self.format.as_deref(), look)
+    }
+}
+
+fn show(names: &[String], format: Option<&str>, look: impl Fn(&str) -> Result<Value>) -> Result<Outcome> {
     let template = match format {
         None | Some("" | "json") => None,
         Some(text) => Some(Template::parse(text)?),

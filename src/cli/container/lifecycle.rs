@@ -1,6 +1,6 @@
 //! `start stop restart kill pause unpause wait rename rm update`.
 
-use super::flags::Limits;
+use super::limits::LimitFlags;
 use super::run::finish;
 use super::session::{self, Session};
 use super::{each, values};
@@ -92,28 +92,8 @@ pub(crate) struct RmArgs {
 /// Flags of `update`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct UpdateArgs {
-    #[arg(long)]
-    blkio_weight: Option<u16>,
-    #[arg(long)]
-    cpu_period: Option<i64>,
-    #[arg(long)]
-    cpu_quota: Option<i64>,
-    #[arg(short = 'c', long)]
-    cpu_shares: Option<i64>,
-    #[arg(long)]
-    cpus: Option<String>,
-    #[arg(long)]
-    cpuset_cpus: Option<String>,
-    #[arg(long)]
-    cpuset_mems: Option<String>,
-    #[arg(short, long)]
-    memory: Option<String>,
-    #[arg(long)]
-    memory_reservation: Option<String>,
-    #[arg(long, allow_hyphen_values = true)]
-    memory_swap: Option<String>,
-    #[arg(long, allow_hyphen_values = true)]
-    pids_limit: Option<i64>,
+    #[command(flatten)]
+    limits: LimitFlags,
     /// When to start it again
     #[arg(long)]
     restart: Option<String>,
@@ -411,32 +391,10 @@ fn remove_one(containers: &Containers, found: &Found, force: bool, volumes: bool
 pub(crate) fn update(args: &UpdateArgs, global: &Global) -> Result<Outcome> {
     let containers = global.containers()?;
     let policy = args.restart.as_deref().map(values::restart_policy).transpose()?;
-    let limits = Limits {
-        memory: args.memory.as_deref(),
-        memory_swap: args.memory_swap.as_deref(),
-        memory_reservation: args.memory_reservation.as_deref(),
-        cpus: args.cpus.as_deref(),
-        cpu_shares: args.cpu_shares,
-        cpu_period: args.cpu_period,
-        cpu_quota: args.cpu_quota,
-        cpuset_cpus: args.cpuset_cpus.as_deref(),
-        cpuset_mems: args.cpuset_mems.as_deref(),
-        pids_limit: args.pids_limit,
-        blkio_weight: args.blkio_weight,
-    };
     each(&args.containers, |name| {
         let found = containers.find(name)?;
         let mut wanted = found.container.clone();
-        if args.memory.is_some()
-            && args.memory_swap.is_none()
-            && wanted.host_config.memory_swap > 0
-            && values::bytes(args.memory.as_deref().unwrap_or("0"))? > u64::try_from(wanted.host_config.memory_swap)?
-        {
-            bail!(
-                "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
-            );
-        }
-        limits.apply(&mut wanted.host_config)?;
+        args.limits.update(&mut wanted.host_config)?;
         if let Some(policy) = &policy {
             if wanted.host_config.auto_remove && policy.name != "no" {
                 bail!("Restart policy cannot be updated because AutoRemove is enabled for the container");

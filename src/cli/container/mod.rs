@@ -7,6 +7,7 @@ mod exec;
 mod flags;
 mod inspect;
 mod lifecycle;
+mod limits;
 mod list;
 mod logs;
 mod look;
@@ -20,7 +21,7 @@ mod volume;
 
 pub(crate) use changes::{ImportArgs, disk_size, import};
 pub(crate) use events::{EventsArgs, events};
-pub(crate) use inspect::show;
+pub(crate) use inspect::InspectFlags;
 pub(crate) use list::{at, has_label, keyed};
 pub(crate) use prune::{Chosen, PruneArgs, confirmed, list_gone, prune_containers, prune_networks, prune_volumes};
 pub(crate) use volume::say_reclaimed;

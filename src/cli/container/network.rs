@@ -27,7 +27,7 @@ pub(crate) enum NetworkCommand {
     /// Take a container out of a network
     Disconnect(DisconnectArgs),
     /// Show details of networks
-    Inspect(InspectArgs),
+    Inspect(super::InspectFlags),
     /// List networks
     #[command(visible_alias = "list")]
     Ls(ListArgs),
@@ -93,17 +93,6 @@ pub(crate) struct DisconnectArgs {
     container: String,
 }
 
-/// Flags of `network inspect`.
-#[derive(clap::Args, Debug)]
-pub(crate) struct InspectArgs {
-    /// `json`, or a template
-    #[arg(short, long)]
-    format: Option<String>,
-    /// Names or IDs
-    #[arg(required = true)]
-    names: Vec<String>,
-}
-
 /// Flags of `network ls`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ListArgs {
@@ -139,9 +128,7 @@ pub(crate) fn network(command: &NetworkCommand, global: &Global) -> Result<Outco
         NetworkCommand::Connect(args) => connect(args, &containers, &networks),
         NetworkCommand::Create(args) => create(args, &containers, &networks),
         NetworkCommand::Disconnect(args) => disconnect(args, &containers, &networks),
-        NetworkCommand::Inspect(args) => {
-            super::inspect::show(&args.names, args.format.as_deref(), |name| shown(&networks, &networks.find(name)?))
-        }
+        NetworkCommand::Inspect(args) => args.show(|name| shown(&networks, &networks.find(name)?)),
         NetworkCommand::Ls(args) => list(args, &containers, &networks),
         NetworkCommand::Prune(args) => prune(args, global),
         NetworkCommand::Rm(args) => each(&args.names, |name| {

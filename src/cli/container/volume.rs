@@ -19,7 +19,7 @@ pub(crate) enum VolumeCommand {
     /// Make a volume
     Create(CreateArgs),
     /// Show details of volumes
-    Inspect(InspectArgs),
+    Inspect(super::InspectFlags),
     /// List volumes
     #[command(visible_alias = "list")]
     Ls(ListArgs),
@@ -41,17 +41,6 @@ pub(crate) struct CreateArgs {
     label: Vec<String>,
     /// Name
     name: Option<String>,
-}
-
-/// Flags of `volume inspect`.
-#[derive(clap::Args, Debug)]
-pub(crate) struct InspectArgs {
-    /// `json`, or a template
-    #[arg(short, long)]
-    format: Option<String>,
-    /// Names
-    #[arg(required = true)]
-    names: Vec<String>,
 }
 
 /// Flags of `volume ls`.
@@ -84,9 +73,7 @@ pub(crate) fn volume(command: &VolumeCommand, global: &Global) -> Result<Outcome
     let volumes = Volumes::beside(&containers);
     match command {
         VolumeCommand::Create(args) => create(args, &containers, &volumes),
-        VolumeCommand::Inspect(args) => {
-            super::inspect::show(&args.names, args.format.as_deref(), |name| Ok(shown(&volumes.get(name)?)))
-        }
+        VolumeCommand::Inspect(args) => args.show(|name| Ok(shown(&volumes.get(name)?))),
         VolumeCommand::Ls(args) => list(args, &containers, &volumes),
         VolumeCommand::Prune(args) => super::prune::volumes(args, &containers, &volumes),
         VolumeCommand::Rm(args) => each(&args.names, |name| {
