@@ -109,12 +109,14 @@ fn capabilities(process: &Process) -> CapabilityBits {
         // As other runtimes: what is not given is not there.
         return CapabilityBits::default();
     };
+    let (permitted, inheritable) = (bits(sets.permitted().as_ref()), bits(sets.inheritable().as_ref()));
     CapabilityBits {
         bounding: bits(sets.bounding().as_ref()),
         effective: bits(sets.effective().as_ref()),
-        permitted: bits(sets.permitted().as_ref()),
-        inheritable: bits(sets.inheritable().as_ref()),
-        ambient: bits(sets.ambient().as_ref()),
+        permitted,
+        inheritable,
+        // The kernel has no others; configurations that common tools make do, and runtimes let them be.
+        ambient: bits(sets.ambient().as_ref()) & permitted & inheritable,
     }
 }
 
