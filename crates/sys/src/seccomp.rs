@@ -26,9 +26,8 @@ pub fn load_filter(program: &[Instruction]) -> io::Result<()> {
 
 /// The same with flags: `SECCOMP_FILTER_FLAG_LOG`, `_SPEC_ALLOW` and `_TSYNC`; others are refused.
 pub fn load_filter_with(program: &[Instruction], flags: u32) -> io::Result<()> {
-    const KNOWN: u32 = (libc::SECCOMP_FILTER_FLAG_LOG
-        | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
-        | libc::SECCOMP_FILTER_FLAG_TSYNC) as u32;
+    const KNOWN: u32 =
+        (libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW | libc::SECCOMP_FILTER_FLAG_TSYNC) as u32;
     if flags & !KNOWN != 0 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }

@@ -144,7 +144,10 @@ impl Bundle {
             (linux.time_offsets().as_ref().is_some_and(|all| !all.is_empty()), "linux.timeOffsets"),
             (spaces.has(LinuxNamespaceType::Time), "linux.namespaces: time"),
             (linux.personality().is_some(), "linux.personality"),
-            (linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()), "linux.mountLabel (there is no SELinux support)"),
+            (
+                linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()),
+                "linux.mountLabel (there is no SELinux support)",
+            ),
         ] {
             if there {
                 return Err(unsupported(what));
@@ -161,7 +164,9 @@ impl Bundle {
             return Err(OciError::Refused("linux.uidMappings needs a namespace of type `user`".to_owned()));
         }
         if !mapped && spaces.makes(LinuxNamespaceType::User) {
-            return Err(OciError::Refused("a new namespace of type `user` needs linux.uidMappings and gidMappings".to_owned()));
+            return Err(OciError::Refused(
+                "a new namespace of type `user` needs linux.uidMappings and gidMappings".to_owned(),
+            ));
         }
         if let Some(process) = self.config.process() {
             check_process(process)?;

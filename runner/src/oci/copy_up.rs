@@ -36,9 +36,8 @@ fn level(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), Errno> {
         match kind {
             FileType::Directory => {
                 mkdirat(to, name, mode)?;
-                let open = |base: &OwnedFd| {
-                    openat(base, name, OFlags::RDONLY | OFlags::DIRECTORY | beneath, Mode::empty())
-                };
+                let open =
+                    |base: &OwnedFd| openat(base, name, OFlags::RDONLY | OFlags::DIRECTORY | beneath, Mode::empty());
                 level(&open(from)?, &open(to)?, depth + 1)?;
             }
             FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?, to, name)?,

@@ -79,7 +79,8 @@ impl Runtime {
         let group = limits::group(linux.cgroups_path().as_deref(), id)?;
         super::rights::Rights::of(bundle.process()?, rights::filter(linux.seccomp().as_ref())?)?;
         let directory = self.claim(id, &bundle)?;
-        let made = self.make(id, &bundle, options, Prepared { keep, console, group: group.clone(), directory: &directory });
+        let made =
+            self.make(id, &bundle, options, Prepared { keep, console, group: group.clone(), directory: &directory });
         if made.is_err() {
             cgroup::remove(&group);
             // What went wrong matters more than a directory that stays.
@@ -188,7 +189,8 @@ pub(super) fn console_for(terminal: bool, path: Option<&Path>) -> Result<Option<
             "cannot allocate tty if runtime will detach without setting console socket (--console-socket)".to_owned(),
         )),
         (false, Some(_)) => Err(OciError::Refused(
-            "cannot use console socket if runtime will not detach or allocate tty (process.terminal is false)".to_owned(),
+            "cannot use console socket if runtime will not detach or allocate tty (process.terminal is false)"
+                .to_owned(),
         )),
         (true, Some(path)) => {
             let open = || -> Result<OwnedFd, rustix::io::Errno> {
@@ -311,10 +313,7 @@ fn limit_devices(bundle: &Bundle, group: &CgroupSpec) -> Result<(), OciError> {
     set_devices(rules, group)
 }
 
-pub(super) fn set_devices(
-    rules: &[oci_spec::runtime::LinuxDeviceCgroup],
-    group: &CgroupSpec,
-) -> Result<(), OciError> {
+pub(super) fn set_devices(rules: &[oci_spec::runtime::LinuxDeviceCgroup], group: &CgroupSpec) -> Result<(), OciError> {
     if rules.is_empty() {
         return Ok(());
     }

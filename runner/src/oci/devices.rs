@@ -7,9 +7,7 @@ use crate::sandbox::resolve::{Kind, Root, open_inside};
 use crate::sandbox::rootfs::{attach, clone_tree, open_host};
 use crate::sandbox::system::{DEVICES, LINKS};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chownat, fstat, makedev, mknodat, symlinkat, unlinkat,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, fstat, makedev, mknodat, symlinkat, unlinkat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -54,9 +52,8 @@ fn links(dev: &OwnedFd) -> Result<(), Errno> {
 }
 
 fn node<'a>(device: &LinuxDevice, path: &'a str) -> Result<Node<'a>, Failure> {
-    let number = |number: i64| {
-        u32::try_from(number).map_err(|_| refused(device.path(), "has a number that no device can have"))
-    };
+    let number =
+        |number: i64| u32::try_from(number).map_err(|_| refused(device.path(), "has a number that no device can have"));
     let kind = match device.typ() {
         LinuxDeviceType::B => FileType::BlockDevice,
         LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,

@@ -21,7 +21,8 @@ pub(super) fn run(kind: &str, hooks: Option<&Vec<Hook>>, state: &str) -> Result<
 
 /// The same, for hooks whose failures do not matter to the container; tells them.
 pub(super) fn run_all(kind: &str, hooks: Option<&Vec<Hook>>, state: &str) -> Vec<String> {
-    let each = |hook: &Hook| one(hook, state).err().map(|why| format!("{kind} hook `{}`: {why}", hook.path().display()));
+    let each =
+        |hook: &Hook| one(hook, state).err().map(|why| format!("{kind} hook `{}`: {why}", hook.path().display()));
     hooks.into_iter().flatten().filter_map(each).collect()
 }
 

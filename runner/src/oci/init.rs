@@ -114,12 +114,8 @@ fn prepare(init: &Init<'_>) -> Result<(Program, Rights, String), Failure> {
     let (root, propagation) = take_root(bundle)?;
     send(init.session.as_fd(), &Report::Isolated).during(|| "report to the runtime".to_owned())?;
     let state = go(&init.session)?.state;
-    let place = Place {
-        root: &root,
-        own_cgroups: spaces.makes(LinuxNamespaceType::Cgroup),
-        cgroup: &init.cgroup,
-        propagation,
-    };
+    let place =
+        Place { root: &root, own_cgroups: spaces.makes(LinuxNamespaceType::Cgroup), cgroup: &init.cgroup, propagation };
     for mount in prepared {
         place.mount(mount)?;
     }
@@ -170,9 +166,7 @@ fn prepare(init: &Init<'_>) -> Result<(Program, Rights, String), Failure> {
 
 fn plain(error: OciError) -> Failure {
     match error {
-        OciError::Setup { step, source } => {
-            Failure::Setup { step, errno: source.raw_os_error().unwrap_or(libc::EIO) }
-        }
+        OciError::Setup { step, source } => Failure::Setup { step, errno: source.raw_os_error().unwrap_or(libc::EIO) },
         other => Failure::Refused(other.to_string()),
     }
 }
@@ -239,8 +233,7 @@ fn finish_propagation(wanted: Option<&str>) -> Result<(), Failure> {
     };
     let root = sandbox::open_directory("/")?;
     let change = MountChange { propagation: flag, ..MountChange::default() };
-    xbuild_sys::change_mount(root.as_fd(), change, recursive)
-        .during(|| "set the propagation of the root".to_owned())
+    xbuild_sys::change_mount(root.as_fd(), change, recursive).during(|| "set the propagation of the root".to_owned())
 }
 
 /// For roots that cannot be exchanged, such as that of an initial ramdisk: moves the new one over the old one.

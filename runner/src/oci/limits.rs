@@ -3,7 +3,9 @@
 use crate::cgroup::{self, Setting};
 use crate::error::Failure;
 use crate::spec::CgroupSpec;
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources, LinuxThrottleDevice,
+};
 use std::path::Path;
 
 /// The group that a configuration names, or one of ours.
@@ -43,7 +45,8 @@ pub(super) fn settings(resources: Option<&LinuxResources>) -> Result<Vec<Setting
         block_settings(block, &mut settings);
     }
     for page in resources.hugepage_limits().iter().flatten() {
-        let files = [format!("hugetlb.{}.limit_in_bytes", page.page_size()), format!("hugetlb.{}.max", page.page_size())];
+        let files =
+            [format!("hugetlb.{}.limit_in_bytes", page.page_size()), format!("hugetlb.{}.max", page.page_size())];
         settings.push(Setting::same("hugetlb", [&files[0], &files[1]], &page.limit().to_string()));
     }
     if let Some(network) = resources.network() {
@@ -78,10 +81,8 @@ fn cpu_settings(cpu: &LinuxCpu, settings: &mut Vec<Setting>) {
     }
     settings.extend(cpu.shares().filter(|shares| *shares > 0).map(cgroup::cpu_shares));
     // Zero says nothing.
-    settings.extend(cgroup::cpu_time(
-        cpu.period().filter(|period| *period > 0),
-        cpu.quota().filter(|quota| *quota != 0),
-    ));
+    settings
+        .extend(cgroup::cpu_time(cpu.period().filter(|period| *period > 0), cpu.quota().filter(|quota| *quota != 0)));
     if let Some(burst) = cpu.burst() {
         settings.push(Setting::same("cpu", ["cpu.cfs_burst_us", "cpu.max.burst"], &burst.to_string()));
     }
@@ -112,8 +113,11 @@ fn memory_settings(memory: &LinuxMemory, settings: &mut Vec<Setting>) -> Result<
         let values = [bytes.to_string(), shown(bytes)];
         settings.push(Setting::new("memory", ["memory.soft_limit_in_bytes", "memory.low"], values));
     }
-    let only_legacy =
-        |file: &str, value: String| Setting { controller: "memory", legacy: Some((file.to_owned(), value)), unified: None };
+    let only_legacy = |file: &str, value: String| Setting {
+        controller: "memory",
+        legacy: Some((file.to_owned(), value)),
+        unified: None,
+    };
     if let Some(bytes) = memory.kernel_tcp().filter(|bytes| *bytes != 0) {
         settings.push(only_legacy("memory.kmem.tcp.limit_in_bytes", bytes.to_string()));
     }

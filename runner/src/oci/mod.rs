@@ -24,6 +24,7 @@ mod copy_up;
 mod create;
 mod devices;
 mod error;
+pub(crate) mod generate;
 mod hooks;
 mod init;
 mod lifecycle;

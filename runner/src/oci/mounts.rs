@@ -18,8 +18,18 @@ use xbuild_sys::MountChange;
 const PROC_MAGIC: u64 = 0x9fa0;
 
 /// Files of `/proc` that may be covered: what lxcfs and its like put there.
-const COVERED: [&str; 10] =
-    ["cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime", "net/dev", "sys/kernel/ns_last_pid"];
+const COVERED: [&str; 10] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+];
 
 /// A mount that is ready to be attached, or the recipe of one that has to be made in its place.
 #[derive(Debug)]
@@ -67,7 +77,8 @@ impl Place<'_> {
         let label = || format!("mount `{path}`");
         if let Some(tree) = source {
             let target = self.target(&tree, path)?;
-            change(&tree, MountChange { propagation: self.propagation.0, ..MountChange::default() }, true).during(label)?;
+            change(&tree, MountChange { propagation: self.propagation.0, ..MountChange::default() }, true)
+                .during(label)?;
             finish(&tree, &options).during(label)?;
             return attach(tree.as_fd(), target.as_fd()).during(label);
         }
@@ -112,7 +123,9 @@ impl Place<'_> {
                 && let Ok(there) = openat(self.root.fd(), name, flags, Mode::empty())
                 && type_of(there.as_fd()).during(|| format!("look at `{path}`"))? != FileType::Directory
             {
-                return Err(Failure::Refused(format!("`{path}` is not a directory, so {kind} cannot be mounted there")));
+                return Err(Failure::Refused(format!(
+                    "`{path}` is not a directory, so {kind} cannot be mounted there"
+                )));
             }
         }
         let target = self.root.mount_point(path, Kind::Directory, &mut Leftovers::default())?;

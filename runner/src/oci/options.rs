@@ -113,7 +113,9 @@ impl Options {
             "bind" => self.bind = Some(self.bind.unwrap_or(false)),
             "rbind" => self.bind = Some(true),
             "tmpcopyup" => self.copy_up = true,
-            "idmap" | "ridmap" | "remount" | "mand" | "iversion" | "noiversion" | "silent" => return Err("is not supported"),
+            "idmap" | "ridmap" | "remount" | "mand" | "iversion" | "noiversion" | "silent" => {
+                return Err("is not supported");
+            }
             // These are the file system's own flags.
             other => {
                 let (key, value) = other.split_once('=').unwrap_or((other, ""));

@@ -71,7 +71,13 @@ impl Status {
 }
 
 impl Record {
-    pub(super) fn new(id: &str, pid: u32, bundle: &Bundle, group: &CgroupSpec, setgroups: bool) -> Result<Record, OciError> {
+    pub(super) fn new(
+        id: &str,
+        pid: u32,
+        bundle: &Bundle,
+        group: &CgroupSpec,
+        setgroups: bool,
+    ) -> Result<Record, OciError> {
         let annotations = bundle.config().annotations().iter().flatten();
         Ok(Record {
             id: id.to_owned(),

@@ -43,12 +43,7 @@ pub(crate) fn mount_at(
     legacy(&directory, readonly, own, group)
 }
 
-fn legacy(
-    directory: &OwnedFd,
-    readonly: MountAttrFlags,
-    own: bool,
-    group: Option<&CgroupSpec>,
-) -> Result<(), Failure> {
+fn legacy(directory: &OwnedFd, readonly: MountAttrFlags, own: bool, group: Option<&CgroupSpec>) -> Result<(), Failure> {
     for (name, options) in crate::cgroup::legacy_mounts() {
         let step = || format!("show the control groups of `{name}`");
         mkdirat(directory, &name, Mode::from_raw_mode(0o755)).during(step)?;

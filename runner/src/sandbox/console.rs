@@ -60,7 +60,8 @@ pub(crate) fn show(root: &Root, pts: BorrowedFd<'_>, name: &str) -> Result<(), F
     attach(clone_tree(source.as_fd(), false).during(step)?.as_fd(), target.as_fd()).during(step)
 }
 
-fn hand_over(socket: BorrowedFd<'_>, controller: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
+/// Sends the controlling side of a terminal over a socket.
+pub(crate) fn hand_over(socket: BorrowedFd<'_>, controller: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let controller = [controller];

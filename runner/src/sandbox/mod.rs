@@ -292,7 +292,11 @@ pub(crate) fn enter_directory(root: &Root, path: &str) -> Result<(), Failure> {
     }
 }
 
-pub(crate) fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3], terminal: Option<OwnedFd>, tty: bool) -> Result<(), Failure> {
+pub(crate) fn take_stdio(
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    terminal: Option<OwnedFd>,
+    tty: bool,
+) -> Result<(), Failure> {
     let step = || "set the standard streams".to_owned();
     if let Some(terminal) = terminal {
         return take_terminal(&terminal);

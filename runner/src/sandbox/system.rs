@@ -34,7 +34,7 @@ pub(crate) const LINKS: [(&str, &str); 6] = [
 ];
 
 /// Files of the kernel that docker hides, below `/proc` and `/sys`.
-const MASKED_PROC: [&str; 11] = [
+pub(crate) const MASKED_PROC: [&str; 11] = [
     "acpi",
     "asound",
     "interrupts",
@@ -47,10 +47,10 @@ const MASKED_PROC: [&str; 11] = [
     "timer_stats",
     "driver",
 ];
-const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
+pub(crate) const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
 
 /// Files of the kernel that docker protects, below `/proc`.
-const READONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+pub(crate) const READONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// The kernel file systems, mounted in the root.
 pub(crate) struct System {

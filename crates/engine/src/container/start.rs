@@ -12,8 +12,8 @@ use xbuild_runner::container::{
     Connection, ContainerError, Found, Lock, Request, Streams, group_of, log, start_monitor,
 };
 use xbuild_runner::{
-    Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges, Rlimit, Rootfs,
-    Seccomp, Security, Space, Spec,
+    Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges,
+    Rlimit, Rootfs, Seccomp, Security, Space, Spec,
 };
 
 impl Engine {
@@ -26,6 +26,14 @@ impl Engine {
         attach: Option<Streams>,
         size: Option<(u16, u16)>,
     ) -> Result<Connection, EngineError> {
+        let runtime = &found.container.oci_runtime;
+        if !runtime.is_empty() && !Path::new(runtime).is_file() {
+            return Err(ContainerError::Refused(format!(
+                "the OCI runtime of container {} is gone: there is no file `{runtime}`",
+                found.container.name
+            ))
+            .into());
+        }
         let spec = self.spec_of(found, size)?;
         let network = networks::wanted(&found.container)?.map(Box::new);
         let connection = start_monitor(&found.directory, &found.container.name, lock)?;
