@@ -208,8 +208,8 @@ impl Supervisor<'_> {
         call.arg("--pid-file").arg(&pid_file);
         let console = if terminal { Some(self.listen()?) } else { None };
         if let Some((_, name)) = &console {
-            // By its name in the working directory, since the whole path may be longer than an address can be.
-            call.args(["--console-socket", name]);
+            // Through this process's working directory, since the whole path may be longer than an address can be.
+            call.arg("--console-socket").arg(format!("/proc/{}/cwd/{name}", std::process::id()));
         }
         let for_terminal = match console {
             Some((listener, _)) => Some((listener, stdin)),
