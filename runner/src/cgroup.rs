@@ -35,43 +35,61 @@ pub(crate) fn is_unified() -> bool {
 
 /// Makes the group, sets its limits and moves the calling process into it.
 pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
+    // Not the devices: the group that limits those is the sandbox's own affair.
+    let wanted = |hierarchy: &Hierarchy| spec.everywhere && !hierarchy.has("devices");
+    place(spec, &settings(spec), 0, &wanted)
+}
+
+/// The same for the process `pid`, in every hierarchy.
+pub(crate) fn place_everywhere(spec: &CgroupSpec, settings: &[Setting], pid: u32) -> Result<(), Failure> {
+    place(spec, settings, pid, &|_| true)
+}
+
+/// Makes the group where settings need one and where it is `wanted`, and moves a process into it.
+fn place(
+    spec: &CgroupSpec,
+    settings: &[Setting],
+    pid: u32,
+    wanted: &dyn Fn(&Hierarchy) -> bool,
+) -> Result<(), Failure> {
     check_names(spec)?;
     let hierarchies = hierarchies().during(|| "list the control group hierarchies".to_owned())?;
-    let settings = settings(spec);
-    let mut joined: Vec<&Hierarchy> = Vec::new();
-    for (controller, _, _, _) in &settings {
-        let hierarchy = hierarchies
-            .iter()
-            .find(|hierarchy| hierarchy.has(controller))
-            .ok_or_else(|| Failure::Refused(format!("this host has no `{controller}` control group controller")))?;
-        if !joined.contains(&hierarchy) {
-            joined.push(hierarchy);
+    for Setting { controller, .. } in settings {
+        if !hierarchies.iter().any(|hierarchy| hierarchy.has(controller)) {
+            return Err(Failure::Refused(format!("this host has no `{controller}` control group controller")));
         }
     }
-    if spec.everywhere {
-        // Not the devices: the group that limits those is the sandbox's own affair.
-        joined = hierarchies.iter().filter(|one| !one.has("devices")).collect();
-    }
+    // The first that has a controller counts, should several say that they have it.
+    let first = |controller: &str| hierarchies.iter().position(|hierarchy| hierarchy.has(controller));
+    let needed: Vec<Option<usize>> = settings.iter().map(|setting| first(setting.controller)).collect();
+    let chosen = |(index, hierarchy): &(usize, &Hierarchy)| wanted(hierarchy) || needed.contains(&Some(*index));
+    let mut joined: Vec<&Hierarchy> =
+        hierarchies.iter().enumerate().filter(chosen).map(|(_, hierarchy)| hierarchy).collect();
     // Without limits a group still serves to find and end what runs in it.
     if let (true, Some(unified)) = (joined.is_empty(), hierarchies.iter().find(|one| one.unified)) {
         joined.push(unified);
     }
     for hierarchy in joined {
-        let group = make_group(hierarchy, spec, &settings)?;
-        set(hierarchy, &group, &settings)?;
-        write(&group.join("cgroup.procs"), "0").during(|| format!("join the control group `{}`", group.display()))?;
+        let group = make_group(hierarchy, spec, settings)?;
+        set(hierarchy, &group, settings)?;
+        write(&group.join("cgroup.procs"), &pid.to_string())
+            .during(|| format!("join the control group `{}`", group.display()))?;
     }
     Ok(())
 }
 
 /// Changes the limits of a group that is there.
 pub(crate) fn update(spec: &CgroupSpec) -> Result<(), Failure> {
+    change(spec, &settings(spec))
+}
+
+/// The same with settings that are no part of the group's description.
+pub(crate) fn change(spec: &CgroupSpec, settings: &[Setting]) -> Result<(), Failure> {
     check_names(spec)?;
-    let settings = settings(spec);
     for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
         let group = hierarchy.group(spec);
         if group.is_dir() {
-            set(&hierarchy, &group, &settings)?;
+            set(&hierarchy, &group, settings)?;
         }
     }
     Ok(())
@@ -81,7 +99,7 @@ pub(crate) fn update(spec: &CgroupSpec) -> Result<(), Failure> {
 pub(crate) fn enter(spec: &CgroupSpec) -> Result<(), Failure> {
     for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
         let group = hierarchy.group(spec);
-        if !hierarchy.has("devices") && group.is_dir() {
+        if group.is_dir() {
             write(&group.join("cgroup.procs"), "0")
                 .during(|| format!("join the control group `{}`", group.display()))?;
         }
@@ -107,6 +125,18 @@ pub(crate) fn freeze(spec: &CgroupSpec, frozen: bool) -> Result<(), Failure> {
         }
     }
     Err(Failure::Refused("this host has no control groups that can freeze processes".to_owned()))
+}
+
+/// Whether the processes of a group are stopped.
+pub(crate) fn is_frozen(spec: &CgroupSpec) -> bool {
+    let reads = |file: PathBuf, text: &str| fs::read_to_string(file).is_ok_and(|read| read.trim() == text);
+    hierarchies().unwrap_or_default().iter().any(|hierarchy| {
+        let group = hierarchy.group(spec);
+        match hierarchy.unified {
+            true => reads(group.join("cgroup.freeze"), "1"),
+            false => hierarchy.has("freezer") && !reads(group.join("freezer.state"), "THAWED") && group.is_dir(),
+        }
+    })
 }
 
 /// The ids of all processes of a group, as the caller sees them.
@@ -138,15 +168,20 @@ pub(crate) fn legacy_mounts() -> Vec<(String, String)> {
 
 fn set(hierarchy: &Hierarchy, group: &Path, settings: &[Setting]) -> Result<(), Failure> {
     let mut late = Vec::new();
-    for (controller, v1, v2, value) in settings {
-        if !hierarchy.has(controller) {
-            continue;
-        }
-        let file = group.join(if hierarchy.unified { v2 } else { v1 });
-        let value = if hierarchy.unified { value.unified.as_str() } else { value.legacy.as_str() };
+    for setting in settings.iter().filter(|setting| hierarchy.has(setting.controller)) {
+        let version = if hierarchy.unified { &setting.unified } else { &setting.legacy };
+        let Some((file, value)) = version else {
+            let version = if hierarchy.unified { 2 } else { 1 };
+            return Err(Failure::Refused(format!(
+                "version {version} of the control group controller `{}` has no `{}`",
+                setting.controller,
+                setting.name()
+            )));
+        };
+        let file = group.join(file);
         match write(&file, value) {
             // Memory alone may never be above memory and swap together, so raising them goes the other way round.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && *controller == "memory" => {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && setting.controller == "memory" => {
                 late.push((file, value));
             }
             done => done.during(|| format!("set the limit `{}` to {value}", file.display()))?,
@@ -179,62 +214,94 @@ pub(crate) fn remove(spec: &CgroupSpec) -> bool {
     oom
 }
 
-struct Value {
-    legacy: String,
-    unified: String,
+/// One limit: the controller that it is of, and file and value in each version that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) controller: &'static str,
+    pub(crate) legacy: Option<(String, String)>,
+    pub(crate) unified: Option<(String, String)>,
 }
 
-/// Controller, version 1 file, version 2 file, value.
-type Setting = (&'static str, &'static str, &'static str, Value);
+impl Setting {
+    /// A limit that both versions have; files and values, version 1 first.
+    pub(crate) fn new(controller: &'static str, files: [&str; 2], values: [String; 2]) -> Setting {
+        let [legacy, unified] = values;
+        Setting {
+            controller,
+            legacy: Some((files[0].to_owned(), legacy)),
+            unified: Some((files[1].to_owned(), unified)),
+        }
+    }
+
+    /// With the same value in both.
+    pub(crate) fn same(controller: &'static str, files: [&str; 2], value: &str) -> Setting {
+        Setting::new(controller, files, [value.to_owned(), value.to_owned()])
+    }
+
+    fn name(&self) -> &str {
+        self.legacy.as_ref().or(self.unified.as_ref()).map_or("", |(file, _)| file)
+    }
+}
 
 fn settings(spec: &CgroupSpec) -> Vec<Setting> {
-    let same = |text: String| Value { legacy: text.clone(), unified: text };
     let mut settings: Vec<Setting> = Vec::new();
     // Before anything joins: a cpuset without memory nodes cannot be joined in version 1.
     for (file, wanted) in [("cpuset.cpus", &spec.cpuset_cpus), ("cpuset.mems", &spec.cpuset_mems)] {
         if let Some(list) = wanted {
-            settings.push(("cpuset", file, file, same(list.clone())));
+            settings.push(Setting::same("cpuset", [file, file], list));
         }
     }
     if let Some(bytes) = spec.memory {
-        settings.push(("memory", "memory.limit_in_bytes", "memory.max", same(bytes.to_string())));
+        settings.push(Setting::same("memory", ["memory.limit_in_bytes", "memory.max"], &bytes.to_string()));
     }
     if let Some(total) = spec.memory_swap {
-        // Version 2 counts swap alone.
-        let swap = match (u64::try_from(total), spec.memory) {
-            (Ok(total), Some(memory)) => total.saturating_sub(memory).to_string(),
-            _ => "max".to_owned(),
-        };
-        let value = Value { legacy: total.to_string(), unified: swap };
-        settings.push(("memory", "memory.memsw.limit_in_bytes", "memory.swap.max", value));
+        settings.push(swap(total, spec.memory));
     }
     if let Some(bytes) = spec.memory_reservation {
-        settings.push(("memory", "memory.soft_limit_in_bytes", "memory.low", same(bytes.to_string())));
+        settings.push(Setting::same("memory", ["memory.soft_limit_in_bytes", "memory.low"], &bytes.to_string()));
     }
     if let Some(weight) = spec.blkio_weight {
-        settings.push(("blkio", "blkio.weight", "io.bfq.weight", same(weight.to_string())));
+        settings.push(Setting::same("blkio", ["blkio.weight", "io.bfq.weight"], &weight.to_string()));
     }
-    let period = spec.cpu_period.unwrap_or(100_000);
-    if spec.cpu_quota.is_some() || spec.cpu_period.is_some() {
-        let quota = spec.cpu_quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-        let value = Value { legacy: period.to_string(), unified: format!("{quota} {period}") };
-        settings.push(("cpu", "cpu.cfs_period_us", "cpu.max", value));
-    }
-    if let Some(quota) = spec.cpu_quota {
-        let value = Value { legacy: quota.to_string(), unified: format!("{quota} {period}") };
-        settings.push(("cpu", "cpu.cfs_quota_us", "cpu.max", value));
-    }
-    if let Some(shares) = spec.cpu_shares {
-        let shares = shares.clamp(2, 262_144);
-        // The runtimes' common mapping of 2–262144 to 1–10000.
-        let weight = 1 + (shares - 2) * 9999 / 262_142;
-        let value = Value { legacy: shares.to_string(), unified: weight.to_string() };
-        settings.push(("cpu", "cpu.shares", "cpu.weight", value));
-    }
+    settings.extend(cpu_time(spec.cpu_period, spec.cpu_quota.and_then(|quota| i64::try_from(quota).ok())));
+    settings.extend(spec.cpu_shares.map(cpu_shares));
     if let Some(count) = spec.pids {
-        settings.push(("pids", "pids.max", "pids.max", same(count.to_string())));
+        settings.push(Setting::same("pids", ["pids.max", "pids.max"], &count.to_string()));
     }
     settings
+}
+
+/// Memory and swap together, -1 for no limit; version 2 counts swap alone.
+pub(crate) fn swap(total: i64, memory: Option<u64>) -> Setting {
+    let swap = match (u64::try_from(total), memory) {
+        (Ok(total), Some(memory)) => total.saturating_sub(memory).to_string(),
+        _ => "max".to_owned(),
+    };
+    Setting::new("memory", ["memory.memsw.limit_in_bytes", "memory.swap.max"], [total.to_string(), swap])
+}
+
+/// Microseconds of a period, and of processor time in it; a negative one is no limit.
+pub(crate) fn cpu_time(period: Option<u64>, quota: Option<i64>) -> Vec<Setting> {
+    if period.is_none() && quota.is_none() {
+        return Vec::new();
+    }
+    let period = period.unwrap_or(100_000);
+    let unified = match quota.map(u64::try_from) {
+        Some(Ok(quota)) => format!("{quota} {period}"),
+        _ => format!("max {period}"),
+    };
+    let one = |file: &str, value: String| Setting::new("cpu", [file, "cpu.max"], [value, unified.clone()]);
+    let mut settings = vec![one("cpu.cfs_period_us", period.to_string())];
+    settings.extend(quota.map(|quota| one("cpu.cfs_quota_us", quota.to_string())));
+    settings
+}
+
+/// A weight in docker's 2 to 262144.
+pub(crate) fn cpu_shares(shares: u64) -> Setting {
+    let shares = shares.clamp(2, 262_144);
+    // The runtimes' common mapping of 2–262144 to 1–10000.
+    let weight = 1 + (shares - 2) * 9999 / 262_142;
+    Setting::new("cpu", ["cpu.shares", "cpu.weight"], [shares.to_string(), weight.to_string()])
 }
 
 fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) -> Result<PathBuf, Failure> {
@@ -243,7 +310,7 @@ fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) ->
     for component in components {
         if hierarchy.unified {
             // Each parent hands the controllers on that are needed below it.
-            for (controller, ..) in settings {
+            for Setting { controller, .. } in settings {
                 if hierarchy.has(controller) {
                     write(&at.join("cgroup.subtree_control"), &format!("+{controller}"))
                         .during(|| format!("delegate `{controller}` in `{}`", at.display()))?;
@@ -278,7 +345,7 @@ fn inherit_cpuset(group: &Path) -> io::Result<()> {
 }
 
 /// Names come from flags and must stay below the hierarchy.
-fn check_names(spec: &CgroupSpec) -> Result<(), Failure> {
+pub(crate) fn check_names(spec: &CgroupSpec) -> Result<(), Failure> {
     let climbs = spec.parent.split('/').any(|part| part == ".." || part == ".");
     let single = !spec.name.is_empty() && !spec.name.contains('/') && spec.name != "." && spec.name != "..";
     if climbs || !single || spec.parent.starts_with('/') {

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Docker's list: making any node; using null, zero, full, tty, console, ptmx, random, urandom, and pseudo-terminals.
-const ALLOWED: [&str; 11] = [
+pub(crate) const ALLOWED: [&str; 11] = [
     "c *:* m",
     "b *:* m",
     "c 1:3 rwm",

@@ -281,6 +281,8 @@ impl Running {
                 self.state.leftovers = Some(leftovers);
                 self.state.failure = Some(failure.into());
             }
+            // Those that speak of other runtimes are containers'.
+            Ok(Some(Frame::Runs(_))) => {}
             Ok(Some(Frame::NotStarted(failure))) => return Err(failure.into()),
             Ok(Some(Frame::Ended { code, signal })) => return self.finish(code, signal).map(Some),
             Ok(None) => {

@@ -8,6 +8,7 @@
 //! without the kernel's bound; when process 1 of a sandbox ends, its processes and mounts are gone before anybody is
 //! told; when the engine dies, so does everything it started.
 
+mod capabilities;
 mod cgroup;
 mod cleanup;
 pub mod container;
@@ -16,12 +17,14 @@ mod error;
 pub mod helper;
 mod launcher;
 pub mod network;
+pub mod oci;
 mod protocol;
 pub mod sandbox;
 pub mod skeleton;
 mod spec;
 pub mod users;
 
+pub use capabilities::CAPABILITIES;
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
 pub use sandbox::try_overlay;

@@ -22,6 +22,8 @@ pub(crate) const FRAME_LIMIT: usize = 64 << 20;
 pub(crate) enum Frame {
     /// The set-up is done and exec is next.
     Ready(Leftovers),
+    /// Another runtime has made the process, which has this id on the host; `Ready` or `Failed` follows.
+    Runs(u32),
     /// The set-up or the exec failed; an `Ended` follows.
     Failed(Failure, Leftovers),
     /// The helper could not make a process.

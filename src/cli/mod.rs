@@ -5,6 +5,7 @@ mod call;
 mod container;
 mod format;
 mod image;
+mod oci;
 mod registry;
 mod report;
 mod signals;
@@ -105,7 +106,11 @@ pub(crate) enum Outcome {
 
 /// Runs the program with its arguments.
 pub(crate) fn main() -> ExitCode {
-    let cli = match parse(with_command(std::env::args_os().collect())) {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(own) = oci::requested(&arguments) {
+        return oci::main(own);
+    }
+    let cli = match parse(with_command(arguments)) {
         Ok(cli) => cli,
         Err(error) => {
             let usage = error.use_stderr();

@@ -9,10 +9,11 @@ mod network;
 mod process;
 mod seccomp;
 
-pub use mounts::{MountFlags, set_mount_flags};
+pub use mounts::{MountChange, MountFlags, change_mount, set_mount_flags};
 pub use network::loopback_up;
 pub use process::{
-    Forked, adopt, block_signals, close_from, close_inherited, execute, exit_now, fork_pid_namespace,
-    is_single_threaded, kill, pidfd_kill, release_code, reset_signals, unshare, wait_signal,
+    Birth, Forked, adopt, block_signals, close_from, close_inherited, close_others, execute, exit_now, fork,
+    fork_pid_namespace, is_open, is_single_threaded, keep_open, kill, pidfd_kill, release_code, reset_signals, unshare,
+    wait_signal,
 };
-pub use seccomp::{Instruction, load_filter};
+pub use seccomp::{Instruction, load_filter, load_filter_with};

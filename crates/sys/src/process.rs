@@ -25,21 +25,44 @@ pub fn is_single_threaded() -> io::Result<bool> {
     Ok(std::fs::read_dir("/proc/self/task")?.take(2).count() == 1)
 }
 
-/// Forks; the child is process 1 of a new pid namespace when `new_namespace`. Linux 5.5 (`clone3` with a pidfd).
+/// What a forked process begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Birth {
+    /// It is process 1 of a new pid namespace.
+    pub pid_namespace: bool,
+    /// It is in a new user namespace, which owns the other one.
+    pub user_namespace: bool,
+    /// It is a child of the caller's parent, which may then wait for it.
+    pub sibling: bool,
+}
+
+/// Forks; the child is process 1 of a new pid namespace when `new_namespace`. See [`fork`].
+pub fn fork_pid_namespace(new_namespace: bool) -> io::Result<Forked> {
+    fork(Birth { pid_namespace: new_namespace, ..Birth::default() })
+}
+
+/// Forks. Linux 5.5 (`clone3` with a pidfd).
 ///
 /// The process must be single-threaded: otherwise a lock held by another thread (the allocator's, for one) would stay
 /// locked for ever in the child. That is a hang, not a memory error, so the function is safe to call; callers check
 /// with [`is_single_threaded`] once at their start.
-pub fn fork_pid_namespace(new_namespace: bool) -> io::Result<Forked> {
+pub fn fork(birth: Birth) -> io::Result<Forked> {
     let mut pidfd: RawFd = -1;
     // SAFETY: `clone_args` is plain data for which all-zero bytes are a valid value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = libc::CLONE_PIDFD as u64;
-    if new_namespace {
-        arguments.flags |= libc::CLONE_NEWPID as u64;
+    for (wanted, flag) in [
+        (birth.pid_namespace, libc::CLONE_NEWPID),
+        (birth.user_namespace, libc::CLONE_NEWUSER),
+        (birth.sibling, libc::CLONE_PARENT),
+    ] {
+        if wanted {
+            arguments.flags |= flag as u64;
+        }
     }
     arguments.pidfd = (&raw mut pidfd).addr() as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    // A sibling sends what its parent has said.
+    arguments.exit_signal = if birth.sibling { 0 } else { libc::SIGCHLD as u64 };
     // SAFETY: without CLONE_VM the child has its own copy of the address space and continues on a copy of this stack,
     // as after fork(2), so no memory is shared; `arguments` outlives the call and its size is passed; the kernel writes
     // one descriptor to `pidfd`, which lives on this stack frame.
@@ -53,6 +76,25 @@ pub fn fork_pid_namespace(new_namespace: bool) -> io::Result<Forked> {
             Ok(Forked::Parent { pid: pid as u32, pidfd })
         }
     }
+}
+
+/// Reports whether this process has a descriptor with the number `number`.
+pub fn is_open(number: u32) -> bool {
+    // SAFETY: plain integers; nothing changes.
+    i32::try_from(number).is_ok_and(|number| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0)
+}
+
+/// Lets the descriptors from 3 up to `end`, exclusively, stay open through exec: those that were handed in to be handed
+/// on.
+pub fn keep_open(end: u32) -> io::Result<()> {
+    for number in 3..end {
+        let number = i32::try_from(number).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: plain integers; one flag of one descriptor changes.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Takes ownership of the standard descriptor `number` (0, 1 or 2) that this process was started with.
@@ -146,6 +188,26 @@ pub fn close_inherited(first: u32) -> io::Result<()> {
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Closes every descriptor from `first` on but those in `keep`, in a process that was forked and goes on as another: what it
+/// has of its parent is not to be used, nor dropped, again. Linux 5.9.
+pub fn close_others(first: u32, keep: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> =
+        keep.iter().filter_map(|fd| u32::try_from(std::os::fd::AsRawFd::as_raw_fd(fd)).ok()).collect();
+    kept.sort_unstable();
+    let mut from = first;
+    for number in kept.into_iter().filter(|number| *number >= first).chain([u32::MAX]) {
+        if number > from {
+            // SAFETY: plain integers; no memory is touched. What is closed belongs to copies of the parent's values, which
+            // the caller promises not to use; a broken promise shows as EBADF.
+            if unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        from = number.saturating_add(1);
+    }
+    Ok(())
+}
+
 /// Moves the calling process to new namespaces. `flags` are `CLONE_NEW*`; others are refused.
 ///
 /// `CLONE_FILES` is what makes `unshare` unsafe elsewhere: it would separate the descriptor tables of threads.
@@ -156,6 +218,7 @@ pub fn unshare(flags: u32) -> io::Result<()> {
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
+        | libc::CLONE_NEWTIME
         | libc::CLONE_NEWCGROUP) as u32;
     if flags & !NAMESPACES != 0 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));

@@ -1,5 +1,6 @@
 //! A process that the monitor started, with its streams.
 
+use super::external::{External, Task};
 use super::wire::ExecRequest;
 use crate::devices::DeviceControl;
 use crate::error::SandboxError;
@@ -10,7 +11,7 @@ use crate::spec::{CgroupSpec, Space, Spec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
@@ -29,7 +30,12 @@ pub(super) enum Input {
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: u32,
+    /// Readable at its end, which this process is told of.
     pub(super) pidfd: OwnedFd,
+    /// Who stands for the process is another, which ends like it.
+    supervised: bool,
+    /// The process itself, where another stands for it.
+    target: Option<OwnedFd>,
     /// Reports of the set-up; gone when the program runs or has failed to.
     pub(super) session: Option<OwnedFd>,
     pub(super) failure: Option<SandboxError>,
@@ -85,7 +91,7 @@ impl Child {
     /// Starts the container's own process.
     pub(super) fn start(home: &Home, spec: &Spec, devices: &DeviceControl, input: Input) -> io::Result<Child> {
         let (streams, theirs) = Streams::new(home, input, spec.console.is_some())?;
-        Child::fork(home, &spec.namespaces.pid, streams, |session| sandbox::enter_with(session, theirs, devices, spec))
+        Child::fork(home, &spec.namespaces.pid, streams, |session| sandbox::enter_with(&session, theirs, devices, spec))
     }
 
     /// Starts another process beside the one whose id is `main`.
@@ -108,21 +114,34 @@ impl Child {
             console: request.console,
             cgroup,
         };
-        Child::fork(home, &Space::Of(main), streams, |session| sandbox::join::enter(session, theirs, &joining))
+        Child::fork(home, &Space::Of(main), streams, |session| sandbox::join::enter(&session, theirs, &joining))
     }
 
-    fn fork(home: &Home, space: &Space, streams: Streams, become_it: impl FnOnce(&OwnedFd)) -> io::Result<Child> {
+    /// Has another runtime start the container's own process, or one beside it.
+    pub(super) fn supervised(home: &Home, external: &External, task: &Task<'_>, input: Input) -> io::Result<Child> {
+        let terminal = match task {
+            Task::Container(spec) => spec.console.is_some(),
+            Task::Process(_, request) => request.console.is_some(),
+        };
+        let (streams, theirs) = Streams::new(home, input, terminal)?;
+        let mut child = Child::fork(home, &Space::Host, streams, |session| external.supervise(session, theirs, task))?;
+        child.supervised = true;
+        Ok(child)
+    }
+
+    fn fork(home: &Home, space: &Space, streams: Streams, become_it: impl FnOnce(OwnedFd)) -> io::Result<Child> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         match home.fork(space)? {
             Forked::Child => {
                 drop(ours);
-                become_it(&theirs);
+                become_it(theirs);
                 // It never comes back.
                 xbuild_sys::exit_now(125)
             }
             Forked::Parent { pid, pidfd } => {
-                Ok(Child { pid, pidfd, session: Some(ours), failure: None, ended: None, streams })
+                let (supervised, target) = (false, None);
+                Ok(Child { pid, pidfd, supervised, target, session: Some(ours), failure: None, ended: None, streams })
             }
         }
     }
@@ -135,6 +154,11 @@ impl Child {
         match receive::<Frame>(session.as_fd()) {
             Ok(Some(Frame::Failed(failure, _) | Frame::NotStarted(failure))) => self.failure = Some(failure.into()),
             Ok(Some(Frame::Ready(_) | Frame::Ended { .. })) => {}
+            Ok(Some(Frame::Runs(pid))) => {
+                self.pid = pid;
+                let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                self.target = raw.and_then(|raw| pidfd_open(raw, PidfdFlags::empty()).ok());
+            }
             Ok(None) => self.session = None,
             Err(error) => {
                 self.failure = Some(SandboxError::Protocol(error.to_string()));
@@ -164,8 +188,13 @@ impl Child {
     /// Sends a signal; a process that has ended takes none.
     pub(super) fn signal(&self, signal: i32) {
         if self.ended.is_none() {
-            let _ = xbuild_sys::pidfd_kill(self.pidfd.as_fd(), signal);
+            let _ = xbuild_sys::pidfd_kill(self.target.as_ref().unwrap_or(&self.pidfd).as_fd(), signal);
         }
+    }
+
+    /// Whether what comes from its streams is its own: another runtime may write there until it has started it.
+    pub(super) fn speaks(&self) -> bool {
+        !self.supervised || (self.session.is_none() && self.failure.is_none())
     }
 }
 
@@ -200,18 +229,10 @@ impl Streams {
         let Some(console) = self.console.take() else {
             return Ok(());
         };
-        let mut byte = [0; 1];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        rustix::net::recvmsg(&console, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(mut received) = message
-                && let Some(controller) = received.next()
-            {
-                rustix::io::ioctl_fionbio(&controller, true)?;
-                self.stdin = Some(controller.try_clone()?);
-                self.stdout = Some(controller);
-            }
+        if let Some(controller) = receive_descriptor(&console)? {
+            rustix::io::ioctl_fionbio(&controller, true)?;
+            self.stdin = Some(controller.try_clone()?);
+            self.stdout = Some(controller);
         }
         Ok(())
     }
@@ -255,4 +276,17 @@ impl Streams {
     pub(super) fn is_open(&self) -> bool {
         self.console.is_some() || self.stdout.is_some() || self.stderr.is_some()
     }
+}
+
+/// Takes the descriptor that comes with the next message, if one does.
+pub(super) fn receive_descriptor(from: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    let mut bytes = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    rustix::net::recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut received) => received.next(),
+        _ => None,
+    });
+    Ok(received)
 }

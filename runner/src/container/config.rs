@@ -30,6 +30,9 @@ pub struct Container {
     pub host_config: HostConfig,
     /// Volumes and binds, by destination.
     pub mounts: Vec<Mount>,
+    /// Program of another OCI runtime that makes its processes; none when empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub oci_runtime: String,
     /// Networks it belongs to.
     pub networks: BTreeMap<String, Endpoint>,
 }

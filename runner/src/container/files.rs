@@ -256,6 +256,9 @@ impl Containers {
 
 /// Says of a container whose monitor was killed what has become of it: its processes ended with the monitor.
 fn bury(directory: &Path, container: &Container, state: &mut State) -> Result<()> {
+    if let Some(external) = super::external::of(container, directory) {
+        external.forget();
+    }
     crate::cgroup::remove(&super::group_of(container));
     if state.status != Status::Restarting {
         state.exit_code = 137;

@@ -34,6 +34,7 @@ pub mod clock;
 pub mod config;
 mod error;
 pub mod events;
+mod external;
 mod files;
 pub mod inside;
 pub mod log;

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::fd::BorrowedFd;
 
 /// Resolves `account` by `/etc/passwd` and `/etc/group` below `root`.
-pub(super) fn resolve(root: BorrowedFd<'_>, account: &Account) -> Result<User, Failure> {
+pub(crate) fn resolve(root: BorrowedFd<'_>, account: &Account) -> Result<User, Failure> {
     let refused = |error: users::UserError| Failure::Refused(error.to_string());
     let passwd = read(root, "etc/passwd")?;
     let group = read(root, "etc/group")?;

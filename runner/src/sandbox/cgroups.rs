@@ -14,32 +14,45 @@ const ATTRIBUTES: MountAttrFlags =
 
 /// Shows the process's own groups: the unified hierarchy where the host has only that, and those of version 1 for
 /// requests that ask for them, since many mounts cost more than steps of a build need them.
-pub(super) fn mount(sys: BorrowedFd<'_>, readonly: MountAttrFlags, spec: &Spec) -> Result<(), Failure> {
+pub(crate) fn mount(sys: BorrowedFd<'_>, readonly: MountAttrFlags, spec: &Spec) -> Result<(), Failure> {
+    if !crate::cgroup::is_unified() && !spec.show_cgroups {
+        return Ok(());
+    }
     let Some(target) = below(sys, "fs/cgroup").during(|| "open `/sys/fs/cgroup`".to_owned())? else {
         return Ok(());
     };
-    let mounted = if crate::cgroup::is_unified() {
-        new_filesystem("cgroup2", &[], ATTRIBUTES | readonly)?
-    } else if spec.show_cgroups {
-        let directory = new_filesystem("tmpfs", &[("mode", "0755"), ("size", "64k")], ATTRIBUTES)?;
-        attach(directory.as_fd(), target.as_fd()).during(|| "attach `/sys/fs/cgroup`".to_owned())?;
-        return legacy(&directory, readonly, spec);
-    } else {
-        return Ok(());
-    };
-    attach(mounted.as_fd(), target.as_fd()).during(|| "attach `/sys/fs/cgroup`".to_owned())
+    let own = spec.namespaces.cgroup == Space::Own;
+    mount_at(target.as_fd(), ATTRIBUTES | readonly, own, spec.cgroup.as_ref())
 }
 
-fn legacy(directory: &OwnedFd, readonly: MountAttrFlags, spec: &Spec) -> Result<(), Failure> {
+/// The same at any directory; `own` if the process has a namespace of control groups.
+pub(crate) fn mount_at(
+    target: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+    own: bool,
+    group: Option<&CgroupSpec>,
+) -> Result<(), Failure> {
+    let step = || "attach `/sys/fs/cgroup`".to_owned();
+    if crate::cgroup::is_unified() {
+        let mounted = new_filesystem("cgroup2", &[], attributes)?;
+        return attach(mounted.as_fd(), target).during(step);
+    }
+    let readonly = attributes & MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let directory = new_filesystem("tmpfs", &[("mode", "0755"), ("size", "64k")], attributes - readonly)?;
+    attach(directory.as_fd(), target).during(step)?;
+    legacy(&directory, readonly, own, group)
+}
+
+fn legacy(directory: &OwnedFd, readonly: MountAttrFlags, own: bool, group: Option<&CgroupSpec>) -> Result<(), Failure> {
     for (name, options) in crate::cgroup::legacy_mounts() {
         let step = || format!("show the control groups of `{name}`");
         mkdirat(directory, &name, Mode::from_raw_mode(0o755)).during(step)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let target = openat(directory, &name, flags, Mode::empty()).during(step)?;
-        let tree = match (&spec.namespaces.cgroup, &spec.cgroup) {
-            (Space::Own, _) | (_, None) => hierarchy(&options, readonly)?,
+        let tree = match group.filter(|_| !own) {
+            None => hierarchy(&options, readonly)?,
             // A mount of the whole hierarchy would show those of others.
-            (_, Some(group)) => match own_group(&options, group, readonly)? {
+            Some(group) => match own_group(&options, group, readonly)? {
                 Some(tree) => tree,
                 None => continue,
             },

@@ -15,7 +15,7 @@ const DEVPTS_MAGIC: u64 = 0x1cd1;
 
 /// Opens a new terminal of the file system `pts`, sends its controlling side over `socket`, and gives the other side
 /// with its name.
-pub(super) fn open(
+pub(crate) fn open(
     pts: BorrowedFd<'_>,
     (rows, columns): (u16, u16),
     socket: BorrowedFd<'_>,
@@ -44,7 +44,7 @@ pub(super) fn open(
 }
 
 /// Shows the terminal called `name` as `/dev/console`, too.
-pub(super) fn show(root: &Root, pts: BorrowedFd<'_>, name: &str) -> Result<(), Failure> {
+pub(crate) fn show(root: &Root, pts: BorrowedFd<'_>, name: &str) -> Result<(), Failure> {
     let step = || "show the terminal as `/dev/console`".to_owned();
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = openat(pts, name, flags, Mode::empty()).during(step)?;
@@ -60,7 +60,8 @@ pub(super) fn show(root: &Root, pts: BorrowedFd<'_>, name: &str) -> Result<(), F
     attach(clone_tree(source.as_fd(), false).during(step)?.as_fd(), target.as_fd()).during(step)
 }
 
-fn hand_over(socket: BorrowedFd<'_>, controller: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
+/// Sends the controlling side of a terminal over a socket.
+pub(crate) fn hand_over(socket: BorrowedFd<'_>, controller: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let controller = [controller];

@@ -11,7 +11,7 @@ use rustix::thread::{
 };
 
 /// Takes everything beyond `keep` out of the bounding set, so that no later exec can bring it back.
-pub(super) fn limit_capabilities(keep: u64) -> Result<(), Failure> {
+pub(crate) fn limit_capabilities(keep: u64) -> Result<(), Failure> {
     for number in 0..64 {
         if keep & (1 << number) != 0 {
             continue;
@@ -32,7 +32,7 @@ pub(super) fn limit_capabilities(keep: u64) -> Result<(), Failure> {
 /// Becomes `user`, with empty inheritable and ambient sets.
 ///
 /// For root the remaining sets are cut to the bounding set; for others the kernel clears them with the change of user.
-pub(super) fn become_user(user: &Identity, capabilities_wanted: u64) -> Result<(), Failure> {
+pub(crate) fn become_user(user: &Identity, capabilities_wanted: u64) -> Result<(), Failure> {
     for id in [user.uid, user.gid].iter().chain(&user.groups) {
         if *id == u32::MAX {
             return Err(Failure::Refused(format!("{id} is not a user or group id")));
@@ -53,9 +53,47 @@ pub(super) fn become_user(user: &Identity, capabilities_wanted: u64) -> Result<(
     set_capabilities(None, sets).during(|| "set the capabilities".to_owned())
 }
 
+/// Capabilities in full, one bit for each number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CapabilityBits {
+    pub(crate) bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) permitted: u64,
+    pub(crate) inheritable: u64,
+    pub(crate) ambient: u64,
+}
+
+/// Becomes `user` with exactly these groups and capabilities; the bounding set has been cut before.
+///
+/// `setgroups` says whether the groups may be set, which a user namespace can forbid.
+pub(crate) fn become_exactly(user: &Identity, setgroups: bool, bits: CapabilityBits) -> Result<(), Failure> {
+    let sets = CapabilitySets {
+        effective: CapabilitySet::from_bits_retain(bits.effective),
+        permitted: CapabilitySet::from_bits_retain(bits.permitted),
+        inheritable: CapabilitySet::from_bits_retain(bits.inheritable),
+    };
+    rustix::thread::set_keep_capabilities(true).during(|| "keep the capabilities".to_owned())?;
+    if setgroups || !user.groups.is_empty() {
+        let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        set_thread_groups(&groups).during(|| "set the supplementary groups".to_owned())?;
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    set_thread_res_gid(gid, gid, gid).during(|| format!("become group {}", user.gid))?;
+    set_thread_res_uid(uid, uid, uid).during(|| format!("become user {}", user.uid))?;
+    rustix::thread::set_keep_capabilities(false).during(|| "keep no capabilities".to_owned())?;
+    set_capabilities(None, sets).during(|| "set the capabilities".to_owned())?;
+    clear_ambient_capability_set().during(|| "clear the ambient capabilities".to_owned())?;
+    for number in (0..64).filter(|number| bits.ambient & (1 << number) != 0) {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        rustix::thread::configure_capability_in_ambient_set(one, true)
+            .during(|| format!("make capability {number} ambient"))?;
+    }
+    Ok(())
+}
+
 /// Sets resource limits. A hard limit above the current one needs `CAP_SYS_RESOURCE`; without it that is an error, for
 /// a limit must not be ignored.
-pub(super) fn set_limits(limits: &[Rlimit]) -> Result<(), Failure> {
+pub(crate) fn set_limits(limits: &[Rlimit]) -> Result<(), Failure> {
     for limit in limits {
         let resource = resource(&limit.name)
             .ok_or_else(|| Failure::Refused(format!("`{}` is not a resource limit", limit.name)))?;

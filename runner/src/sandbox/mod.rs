@@ -1,19 +1,19 @@
 //! What happens between fork and exec. [`enter`] is the whole order; every other file here is one part of it.
 
-mod account;
-mod cgroups;
-mod console;
-mod identity;
+pub(crate) mod account;
+pub(crate) mod cgroups;
+pub(crate) mod console;
+pub(crate) mod identity;
 pub(crate) mod join;
 mod mounts;
 pub(crate) mod namespaces;
-mod program;
-mod resolve;
-mod rootfs;
+pub(crate) mod program;
+pub(crate) mod resolve;
+pub(crate) mod rootfs;
 pub mod seccomp;
 mod staging;
-mod sysctl;
-mod system;
+pub(crate) mod sysctl;
+pub(crate) mod system;
 
 use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
@@ -263,7 +263,7 @@ fn resolve_user(spec: &Spec, root: &Root, program: &mut Program) -> Result<Ident
 }
 
 /// Makes `root` the root and lets go of the host's.
-fn swap_root(root: &Root, host_root: OwnedFd) -> Result<(), Failure> {
+pub(crate) fn swap_root(root: &Root, host_root: OwnedFd) -> Result<(), Failure> {
     fchdir(root.fd()).during(|| "enter the root file system".to_owned())?;
     pivot_root(".", ".").during(|| "change the root".to_owned())?;
     // The old root now lies over the new one; it is taken off by its descriptor, not by a name.
@@ -281,7 +281,7 @@ fn swap_root(root: &Root, host_root: OwnedFd) -> Result<(), Failure> {
     fchdir(root.fd()).during(|| "enter the root file system".to_owned())
 }
 
-fn enter_directory(root: &Root, path: &str) -> Result<(), Failure> {
+pub(crate) fn enter_directory(root: &Root, path: &str) -> Result<(), Failure> {
     let directory = root.directory(path)?;
     fchdir(&directory).during(|| format!("change to `{path}`"))?;
     let shown = getcwd(Vec::new()).during(|| format!("change to `{path}`"))?;
@@ -292,13 +292,14 @@ fn enter_directory(root: &Root, path: &str) -> Result<(), Failure> {
     }
 }
 
-fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3], terminal: Option<OwnedFd>, tty: bool) -> Result<(), Failure> {
+pub(crate) fn take_stdio(
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    terminal: Option<OwnedFd>,
+    tty: bool,
+) -> Result<(), Failure> {
     let step = || "set the standard streams".to_owned();
     if let Some(terminal) = terminal {
-        rustix::process::ioctl_tiocsctty(&terminal).during(|| "take the terminal".to_owned())?;
-        rustix::stdio::dup2_stdin(&terminal).during(step)?;
-        rustix::stdio::dup2_stdout(&terminal).during(step)?;
-        return rustix::stdio::dup2_stderr(&terminal).during(step);
+        return take_terminal(&terminal);
     }
     rustix::stdio::dup2_stdin(&stdin).during(step)?;
     rustix::stdio::dup2_stdout(&stdout).during(step)?;
@@ -307,6 +308,15 @@ fn take_stdio([stdin, stdout, stderr]: [OwnedFd; 3], terminal: Option<OwnedFd>, 
         rustix::process::ioctl_tiocsctty(&stdin).during(|| "take the terminal".to_owned())?;
     }
     Ok(())
+}
+
+/// Makes `terminal` the controlling one, and all standard streams.
+pub(crate) fn take_terminal(terminal: &OwnedFd) -> Result<(), Failure> {
+    let step = || "set the standard streams".to_owned();
+    rustix::process::ioctl_tiocsctty(terminal).during(|| "take the terminal".to_owned())?;
+    rustix::stdio::dup2_stdin(terminal).during(step)?;
+    rustix::stdio::dup2_stdout(terminal).during(step)?;
+    rustix::stdio::dup2_stderr(terminal).during(step)
 }
 
 /// Forks; the parent stays as process 1, passes signals on, reaps, and ends as the command ends. Returns in the
@@ -379,7 +389,7 @@ fn load_policy(privileges: &Privileges) -> Option<std::borrow::Cow<'static, [xbu
 }
 
 /// Makes the standard streams the user's, so that `/dev/stdout` can be opened again by name.
-fn give_streams(user: &Identity) {
+pub(crate) fn give_streams(user: &Identity) {
     let uid = rustix::fs::Uid::from_raw(user.uid);
     for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
         let own = rustix::fs::fstat(stream).is_ok_and(|about| {
@@ -393,7 +403,7 @@ fn give_streams(user: &Identity) {
     }
 }
 
-fn open_directory(path: &str) -> Result<OwnedFd, Failure> {
+pub(crate) fn open_directory(path: &str) -> Result<OwnedFd, Failure> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .during(|| format!("open `{path}`"))
 }

@@ -16,7 +16,7 @@ const PROC_MAGIC: u64 = 0x9fa0;
 
 /// Mounts what `spec` lists, after the files the engine itself lays over the image. With `nodev`, device nodes in them
 /// cannot be opened.
-pub(super) fn mount_all(
+pub(crate) fn mount_all(
     root: &Root,
     spec: &Spec,
     nodev: bool,

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// Opens a namespace of this process.
-pub(super) fn open_own(name: &str) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_own(name: &str) -> Result<OwnedFd, Errno> {
     // Not by number: this process may have another one here than in `/proc`.
     rustix::fs::open(format!("/proc/self/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
@@ -19,28 +19,35 @@ pub(crate) fn open(pid: u32, name: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// Goes into an open namespace. That of mounts changes root and working directory, too.
-pub(super) fn enter(namespace: &OwnedFd, name: &str) -> Result<(), Errno> {
+pub(crate) fn enter(namespace: &OwnedFd, name: &str) -> Result<(), Errno> {
     let kind = match name {
-        "mnt" => LinkNameSpaceType::Mount,
+        "mnt" | "mount" => LinkNameSpaceType::Mount,
         "ipc" => LinkNameSpaceType::InterProcessCommunication,
         "uts" => LinkNameSpaceType::HostNameAndNISDomainName,
         "cgroup" => LinkNameSpaceType::ControlGroup,
-        "net" => LinkNameSpaceType::Network,
+        "net" | "network" => LinkNameSpaceType::Network,
+        "pid" => LinkNameSpaceType::ProcessID,
+        "user" => LinkNameSpaceType::User,
         _ => return Err(Errno::INVAL),
     };
     move_into_link_name_space(namespace.as_fd(), Some(kind))
 }
 
 /// Goes into a namespace of a process.
-pub(super) fn join(pid: u32, name: &str) -> Result<(), Failure> {
+pub(crate) fn join(pid: u32, name: &str) -> Result<(), Failure> {
     open(pid, name)
         .and_then(|space| enter(&space, name))
         .during(|| format!("join the {name} namespace of process {pid}"))
 }
 
 /// Goes into the network namespace that a file stands for.
-pub(super) fn join_network(path: &Path) -> Result<(), Failure> {
+pub(crate) fn join_network(path: &Path) -> Result<(), Failure> {
+    join_path(path, "network")
+}
+
+/// Goes into the namespace that a file stands for.
+pub(crate) fn join_path(path: &Path, name: &str) -> Result<(), Failure> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|space| enter(&space, "net"))
-        .during(|| format!("join the network namespace `{}`", path.display()))
+        .and_then(|space| enter(&space, name))
+        .during(|| format!("join the {name} namespace `{}`", path.display()))
 }

@@ -13,7 +13,7 @@ const NOT_EXECUTABLE: u8 = 126;
 
 /// A command ready for exec.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(crate) struct Program {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     path: String,
@@ -24,7 +24,7 @@ pub(super) struct Program {
 impl Program {
     /// Checks arguments and environment. Entries without `=` are left out: they name variables of somebody else's
     /// environment (CVE-2026-57231).
-    pub(super) fn new(args: &[String], env: &[String]) -> Result<Program, Failure> {
+    pub(crate) fn new(args: &[String], env: &[String]) -> Result<Program, Failure> {
         if args.first().is_none_or(String::is_empty) {
             return Err(Failure::Exec { message: "no command specified".to_owned(), code: NOT_FOUND });
         }
@@ -43,7 +43,7 @@ impl Program {
     }
 
     /// Sets `HOME` unless the environment has one.
-    pub(super) fn set_home(&mut self, home: &str) -> Result<(), Failure> {
+    pub(crate) fn set_home(&mut self, home: &str) -> Result<(), Failure> {
         if !self.environment.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
             let entry = CString::new(format!("HOME={home}"));
             self.environment.push(entry.map_err(|_| Failure::Refused("a home directory holds a NUL byte".to_owned()))?);
@@ -56,7 +56,7 @@ impl Program {
     }
 
     /// Replaces this process by the command; returns only what went wrong.
-    pub(super) fn execute(&self) -> Result<Infallible, Failure> {
+    pub(crate) fn execute(&self) -> Result<Infallible, Failure> {
         let name = self.name();
         if name.contains('/') {
             return self.attempt(&name).map_err(|errno| self.refusal(&name, errno));
@@ -72,10 +72,43 @@ impl Program {
                 Err(errno) => return Err(self.refusal(&candidate, errno)),
             }
         }
-        if denied {
-            return Err(failed(format!("exec: \"{name}\": permission denied"), NOT_EXECUTABLE));
+        Err(self.not_found(denied))
+    }
+
+    /// Says what will be wrong with executing it, as far as that shows before: with the root and working directory of the
+    /// process.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let name = self.name();
+        if name.contains('/') {
+            return self.look(&name).map_err(|errno| self.refusal(&name, errno));
         }
-        Err(failed(format!("exec: \"{name}\": executable file not found in $PATH"), NOT_FOUND))
+        let mut denied = false;
+        for directory in self.path.split(':').filter(|directory| directory.starts_with('/')) {
+            match self.look(&format!("{directory}/{name}")) {
+                Ok(()) => return Ok(()),
+                Err(errno) => denied |= matches!(errno, Errno::ACCESS | Errno::ISDIR),
+            }
+        }
+        Err(self.not_found(denied))
+    }
+
+    fn look(&self, path: &str) -> Result<(), Errno> {
+        let found = stat(path)?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            return Err(Errno::ISDIR);
+        }
+        if self.own == Some((found.st_dev, found.st_ino)) || found.st_mode & 0o111 == 0 {
+            return Err(Errno::ACCESS);
+        }
+        Ok(())
+    }
+
+    fn not_found(&self, denied: bool) -> Failure {
+        let name = self.name();
+        match denied {
+            true => failed(format!("exec: \"{name}\": permission denied"), NOT_EXECUTABLE),
+            false => failed(format!("exec: \"{name}\": executable file not found in $PATH"), NOT_FOUND),
+        }
     }
 
     fn attempt(&self, path: &str) -> Result<Infallible, Errno> {

@@ -21,35 +21,35 @@ const PATH_LIMIT: usize = 4096;
 
 /// What stands at the end of a path that does not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Directory,
     File,
 }
 
 /// A descriptor of the file system that becomes the root.
 #[derive(Debug)]
-pub(super) struct Root {
+pub(crate) struct Root {
     fd: OwnedFd,
     device: u64,
 }
 
 impl Root {
-    pub(super) fn new(fd: OwnedFd) -> Result<Root, Failure> {
+    pub(crate) fn new(fd: OwnedFd) -> Result<Root, Failure> {
         let device = fstat(&fd).during(|| "look at the root file system".to_owned())?.st_dev;
         Ok(Root { fd, device })
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
     /// Opens the mount point at `path`, making what is missing and noting it in `leftovers`.
-    pub(super) fn mount_point(&self, path: &str, kind: Kind, leftovers: &mut Leftovers) -> Result<OwnedFd, Failure> {
+    pub(crate) fn mount_point(&self, path: &str, kind: Kind, leftovers: &mut Leftovers) -> Result<OwnedFd, Failure> {
         self.walk(path, kind, Some(leftovers)).during(|| format!("make the mount point `{path}`"))
     }
 
     /// Opens the directory at `path`, making what is missing for good.
-    pub(super) fn directory(&self, path: &str) -> Result<OwnedFd, Failure> {
+    pub(crate) fn directory(&self, path: &str) -> Result<OwnedFd, Failure> {
         self.walk(path, Kind::Directory, None).during(|| format!("make the directory `{path}`"))
     }
 
@@ -104,7 +104,7 @@ impl Root {
 }
 
 /// Opens `path` inside the directory or file `root`, with it as `/`: for sources of mounts.
-pub(super) fn open_inside(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
     let path = path.trim_start_matches('/');
     if path.is_empty() {
         return root.try_clone_to_owned().map_err(|_| Errno::MFILE);
@@ -206,7 +206,7 @@ fn components(path: &str) -> VecDeque<String> {
 }
 
 /// Reports the type of what `fd` stands for, without following anything.
-pub(super) fn type_of(fd: BorrowedFd<'_>) -> Result<FileType, Errno> {
+pub(crate) fn type_of(fd: BorrowedFd<'_>) -> Result<FileType, Errno> {
     let stat = rustix::fs::statat(fd, "", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(FileType::from_raw_mode(stat.st_mode))
 }

@@ -13,13 +13,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Attaches the detached mount `tree` on top of `target`.
-pub(super) fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, "", target, "", flags)
 }
 
 /// A detached copy of the mount at `source`, showing only what is at and below it.
-pub(super) fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -28,14 +28,16 @@ pub(super) fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<Owne
 }
 
 /// A new detached mount of the file system `kind`; options without a value are flags.
-pub(super) fn new_filesystem(
+pub(crate) fn new_filesystem(
     kind: &str,
     options: &[(&str, &str)],
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Failure> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).during(|| format!("open file system type `{kind}`"))?;
     // What /proc/mounts shows as the source.
-    fsconfig_set_string(&context, "source", kind).during(|| format!("name the file system {kind}"))?;
+    if !options.iter().any(|(key, _)| *key == "source") {
+        fsconfig_set_string(&context, "source", kind).during(|| format!("name the file system {kind}"))?;
+    }
     for (key, value) in options {
         set(&context, key, value).during(|| format!("option `{key}={value}` of {kind}"))?;
     }
@@ -62,7 +64,7 @@ fn kernel_message(context: &OwnedFd) -> Option<String> {
 }
 
 /// The root file system as a detached mount.
-pub(super) fn mount_root(root: &Rootfs) -> Result<OwnedFd, Failure> {
+pub(crate) fn mount_root(root: &Rootfs) -> Result<OwnedFd, Failure> {
     match root {
         Rootfs::Overlay { lower, upper, work, volatile, userxattr } => {
             let writable = Writable { upper, work, volatile: *volatile, userxattr: *userxattr };
@@ -74,16 +76,16 @@ pub(super) fn mount_root(root: &Rootfs) -> Result<OwnedFd, Failure> {
 }
 
 /// The writable part of an overlay.
-pub(super) struct Writable<'spec> {
-    pub(super) upper: &'spec Path,
-    pub(super) work: &'spec Path,
-    pub(super) volatile: bool,
-    pub(super) userxattr: bool,
+pub(crate) struct Writable<'spec> {
+    pub(crate) upper: &'spec Path,
+    pub(crate) work: &'spec Path,
+    pub(crate) volatile: bool,
+    pub(crate) userxattr: bool,
 }
 
 /// Lays directories over each other, the topmost first. One read-only directory alone becomes a read-only bind, since
 /// overlayfs wants two.
-pub(super) fn overlay(lower: &[PathBuf], writable: Option<&Writable<'_>>) -> Result<OwnedFd, Failure> {
+pub(crate) fn overlay(lower: &[PathBuf], writable: Option<&Writable<'_>>) -> Result<OwnedFd, Failure> {
     match (lower, writable) {
         ([], _) => {
             return Err(Failure::Refused("an overlay needs a lower directory".to_owned()));
@@ -178,12 +180,12 @@ fn bind(path: &Path) -> Result<OwnedFd, Failure> {
 }
 
 /// Opens a host path that the engine chose.
-pub(super) fn open_host(path: &Path) -> Result<OwnedFd, Failure> {
+pub(crate) fn open_host(path: &Path) -> Result<OwnedFd, Failure> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .during(|| format!("open `{}`", path.display()))
 }
 
 /// Opens `selector` inside `source`, naming the selector when it is not there.
-pub(super) fn select(source: BorrowedFd<'_>, selector: &str) -> Result<OwnedFd, Failure> {
+pub(crate) fn select(source: BorrowedFd<'_>, selector: &str) -> Result<OwnedFd, Failure> {
     open_inside(source, selector).during(|| format!("mount source `{selector}`"))
 }

@@ -11,14 +11,14 @@ use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 #[derive(Debug)]
-pub(super) struct Staging {
+pub(crate) struct Staging {
     fd: OwnedFd,
     names: u32,
 }
 
 impl Staging {
     /// Mounts the memory over `host_root`, the root directory the process came with.
-    pub(super) fn new(host_root: BorrowedFd<'_>) -> Result<Staging, Failure> {
+    pub(crate) fn new(host_root: BorrowedFd<'_>) -> Result<Staging, Failure> {
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         // Without swap where the kernel can (6.4), for the sake of secrets.
         let options = [("mode", "0700"), ("size", "64m"), ("noswap", "")];
@@ -34,7 +34,7 @@ impl Staging {
     }
 
     /// A detached bind mount of a new file with these bytes.
-    pub(super) fn file(&mut self, data: &[u8], mode: u32, owner: (u32, u32)) -> Result<OwnedFd, Failure> {
+    pub(crate) fn file(&mut self, data: &[u8], mode: u32, owner: (u32, u32)) -> Result<OwnedFd, Failure> {
         let name = self.name();
         self.write(&name, data, mode, owner).during(|| "keep a file in memory".to_owned())
     }
@@ -58,7 +58,7 @@ impl Staging {
     }
 
     /// A new empty directory, to mount something on or to show as it is.
-    pub(super) fn directory(&mut self, mode: u32) -> Result<OwnedFd, Failure> {
+    pub(crate) fn directory(&mut self, mode: u32) -> Result<OwnedFd, Failure> {
         let name = self.name();
         mkdirat(&self.fd, &name, Mode::from_raw_mode(mode))
             .and_then(|()| openat(&self.fd, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))

@@ -7,12 +7,27 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use std::os::fd::BorrowedFd;
 
 /// Writes the settings of `spec` below `proc`, before it is protected.
-pub(super) fn set(proc: BorrowedFd<'_>, spec: &Spec) -> Result<(), Failure> {
-    for (name, value) in &spec.sysctls {
-        if !is_own(name, spec) {
+pub(crate) fn set(proc: BorrowedFd<'_>, spec: &Spec) -> Result<(), Failure> {
+    let settings = spec.sysctls.iter().map(|(name, value)| (name, value));
+    write(proc, settings, |name| is_own(name, spec))
+}
+
+/// Writes settings below `proc`, which has to be a file system of the kernel's that nobody else has a hand in; `own` says
+/// whether changing one changes nothing for others.
+pub(crate) fn write<'a>(
+    proc: BorrowedFd<'_>,
+    settings: impl Iterator<Item = (&'a String, &'a String)>,
+    own: impl Fn(&str) -> bool,
+) -> Result<(), Failure> {
+    for (name, value) in settings {
+        // Either separator may be used; names of interfaces may hold dots only with the other one.
+        let (path, dotted) = match name.contains('/') {
+            true => (format!("sys/{name}"), name.replace('/', ".")),
+            false => (format!("sys/{}", name.replace('.', "/")), name.clone()),
+        };
+        if !own(&dotted) {
             return Err(Failure::Refused(format!("sysctl \"{name}\" is not in a separate kernel namespace")));
         }
-        let path = format!("sys/{}", name.replace('.', "/"));
         let step = || format!("write sysctl `{name}`");
         if below(proc, &path).during(step)?.is_none() {
             return Err(Failure::Refused(format!("sysctl \"{name}\" is not known to this kernel: no such file")));
@@ -26,6 +41,17 @@ pub(super) fn set(proc: BorrowedFd<'_>, spec: &Spec) -> Result<(), Failure> {
 
 /// Whether changing the setting changes nothing for others.
 fn is_own(name: &str, spec: &Spec) -> bool {
+    if name.starts_with("net.") {
+        return spec.network != Network::Host;
+    }
+    if is_of_ipc(name) {
+        return spec.namespaces.ipc != Space::Host;
+    }
+    matches!(name, "kernel.domainname" | "kernel.hostname") && spec.namespaces.uts == Space::Own
+}
+
+/// Whether the setting belongs to a namespace of IPC.
+pub(crate) fn is_of_ipc(name: &str) -> bool {
     const IPC: [&str; 10] = [
         "kernel.msgmax",
         "kernel.msgmnb",
@@ -38,11 +64,5 @@ fn is_own(name: &str, spec: &Spec) -> bool {
         "kernel.msg_next_id",
         "kernel.sem_next_id",
     ];
-    if name.starts_with("net.") {
-        return spec.network != Network::Host;
-    }
-    if IPC.contains(&name) || name.starts_with("fs.mqueue.") {
-        return spec.namespaces.ipc != Space::Host;
-    }
-    matches!(name, "kernel.domainname" | "kernel.hostname") && spec.namespaces.uts == Space::Own
+    IPC.contains(&name) || name.starts_with("fs.mqueue.")
 }

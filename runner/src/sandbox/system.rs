@@ -21,10 +21,10 @@ const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
 /// Character devices of `/dev`: name, major, minor.
-const DEVICES: [(&str, u32, u32); 6] =
+pub(crate) const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-const LINKS: [(&str, &str); 6] = [
+pub(crate) const LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),
@@ -34,7 +34,7 @@ const LINKS: [(&str, &str); 6] = [
 ];
 
 /// Files of the kernel that docker hides, below `/proc` and `/sys`.
-const MASKED_PROC: [&str; 11] = [
+pub(crate) const MASKED_PROC: [&str; 11] = [
     "acpi",
     "asound",
     "interrupts",
@@ -47,13 +47,13 @@ const MASKED_PROC: [&str; 11] = [
     "timer_stats",
     "driver",
 ];
-const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
+pub(crate) const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
 
 /// Files of the kernel that docker protects, below `/proc`.
-const READONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+pub(crate) const READONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// The kernel file systems, mounted in the root.
-pub(super) struct System {
+pub(crate) struct System {
     proc: OwnedFd,
     sys: OwnedFd,
     pts: OwnedFd,
@@ -62,7 +62,7 @@ pub(super) struct System {
 /// Mounts `/proc`, `/dev` and `/sys`.
 ///
 /// `shm` takes the place of a `/dev/shm` of its own.
-pub(super) fn mount_system(
+pub(crate) fn mount_system(
     root: &Root,
     spec: &Spec,
     privileges: &Privileges,
@@ -81,7 +81,7 @@ pub(super) fn mount_system(
 
 impl System {
     /// The file system of terminals.
-    pub(super) fn pts(&self) -> BorrowedFd<'_> {
+    pub(crate) fn pts(&self) -> BorrowedFd<'_> {
         self.pts.as_fd()
     }
 }
@@ -169,7 +169,7 @@ fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// Hides and protects what docker hides and protects. By descriptor from the file systems mounted here, so nothing the
 /// image or another sandbox does can turn a mask elsewhere.
-pub(super) fn mask(system: &System, staging: &mut Staging) -> Result<(), Failure> {
+pub(crate) fn mask(system: &System, staging: &mut Staging) -> Result<(), Failure> {
     let null = verified_null()?;
     let empty = staging.directory(0o555)?;
     let proc = MASKED_PROC.iter().map(|path| (system.proc.as_fd(), *path));
@@ -210,7 +210,7 @@ fn set_flags(tree: &OwnedFd, flags: MountFlags) -> Result<(), Errno> {
 }
 
 /// Opens `path` below a kernel file system, without leaving it; `None` when this kernel has no such file.
-pub(super) fn below(tree: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Errno> {
+pub(crate) fn below(tree: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Errno> {
     let resolve =
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     match openat2(tree, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
@@ -221,7 +221,7 @@ pub(super) fn below(tree: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>,
 }
 
 /// The host's `/dev/null`, which must be what it says: the character device 1:3 (CVE-2025-31133).
-fn verified_null() -> Result<OwnedFd, Failure> {
+pub(crate) fn verified_null() -> Result<OwnedFd, Failure> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty()).during(|| "open `/dev/null`".to_owned())?;
     let stat = rustix::fs::fstat(&null).during(|| "look at `/dev/null`".to_owned())?;

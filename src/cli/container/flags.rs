@@ -134,6 +134,9 @@ pub(crate) struct CreateFlags {
     /// No health check, whatever the image says
     #[arg(long)]
     no_healthcheck: bool,
+    /// Have its processes made by another OCI runtime (`runc`, `crun`, a path)
+    #[arg(long, visible_alias = "runtime", value_name = "RUNTIME")]
+    oci_runtime: Option<String>,
     /// Adjust the kernel's choice when memory runs out, -1000 to 1000
     #[arg(long, allow_hyphen_values = true)]
     oom_score_adj: Option<i32>,
@@ -236,6 +239,7 @@ impl CreateFlags {
                 own => vec![own.to_owned()],
             }),
             host: self.host()?,
+            oci_runtime: self.oci_runtime.as_deref().map_or(Ok(String::new()), values::oci_runtime)?,
             mounts: self.mounts()?,
             networks,
         })
@@ -445,7 +449,7 @@ impl CreateFlags {
             shm_size: self.shm_size.as_deref().map_or(Ok(64 << 20), values::bytes)?,
             sysctls: self.sysctl.iter().map(|entry| values::pair(entry)).collect(),
             tmpfs: self.tmpfs.iter().map(|spec| values::path_and_options(spec)).collect(),
-            runtime: "xbuild".to_owned(),
+            runtime: self.oci_runtime.clone().unwrap_or_else(|| values::OWN_RUNTIME.to_owned()),
             devices: self.device.iter().map(|spec| values::device(spec)).collect::<Result<_>>()?,
             ulimits: self.ulimit.iter().map(|spec| values::ulimit(spec)).collect::<Result<_>>()?,
             mounts: self.mount.iter().map(|spec| values::mount(spec)).collect::<Result<_>>()?,

@@ -3,6 +3,7 @@
 use crate::cli::values::{fields, pairs};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use xbuild_runner::container::config::{Device, MountRequest, PortBinding, RestartPolicy, Ulimit};
 use xbuild_runner::container::log::parse_size;
 
@@ -380,6 +381,33 @@ pub(crate) fn moment(text: &str) -> Result<(i64, u32)> {
     }
     clock::parse(text)
         .ok_or_else(|| anyhow!("invalid time `{text}`: expected a duration, seconds since 1970, or RFC 3339"))
+}
+
+/// The runtime that is this program's own sandbox.
+pub(super) const OWN_RUNTIME: &str = "xbuild";
+
+/// Directories of runtimes, besides those of `PATH`.
+const RUNTIMES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `--oci-runtime`: the path of the program; empty for our own.
+pub(super) fn oci_runtime(name: &str) -> Result<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let executable =
+        |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if name == OWN_RUNTIME {
+        return Ok(String::new());
+    }
+    let found = if name.contains('/') {
+        Some(std::path::absolute(name)?).filter(|path| executable(path))
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let directories = std::env::split_paths(&path).chain(RUNTIMES.split(':').map(PathBuf::from));
+        directories.filter(|directory| directory.is_absolute()).map(|d| d.join(name)).find(|path| executable(path))
+    };
+    match found.as_deref().and_then(Path::to_str) {
+        Some(path) => Ok(path.to_owned()),
+        None => bail!("unknown or invalid OCI runtime `{name}`: no such program; install it, or give its path"),
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub struct CreateRequest {
     pub host: HostConfig,
     /// Mounts, in the order in which they count.
     pub mounts: Vec<MountRequest>,
+    /// Program of another OCI runtime for its processes; none when empty.
+    pub oci_runtime: String,
     /// Networks, with what was asked for in each.
     pub networks: BTreeMap<String, Endpoint>,
 }
@@ -78,6 +80,7 @@ impl Engine {
             image: found.manifest.config.digest.to_string(),
             manifest: found.digest.to_string(),
             tree: tree.number(),
+            oci_runtime: request.oci_runtime.clone(),
             native: self.snapshots.is_native(self.store()),
             platform: found.config.os.clone(),
             config,

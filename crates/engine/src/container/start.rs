@@ -12,8 +12,8 @@ use xbuild_runner::container::{
     Connection, ContainerError, Found, Lock, Request, Streams, group_of, log, start_monitor,
 };
 use xbuild_runner::{
-    Account, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges, Rlimit, Rootfs,
-    Seccomp, Security, Space, Spec,
+    Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges,
+    Rlimit, Rootfs, Seccomp, Security, Space, Spec,
 };
 
 impl Engine {
@@ -26,6 +26,14 @@ impl Engine {
         attach: Option<Streams>,
         size: Option<(u16, u16)>,
     ) -> Result<Connection, EngineError> {
+        let runtime = &found.container.oci_runtime;
+        if !runtime.is_empty() && !Path::new(runtime).is_file() {
+            return Err(ContainerError::Refused(format!(
+                "the OCI runtime of container {} is gone: there is no file `{runtime}`",
+                found.container.name
+            ))
+            .into());
+        }
         let spec = self.spec_of(found, size)?;
         let network = networks::wanted(&found.container)?.map(Box::new);
         let connection = start_monitor(&found.directory, &found.container.name, lock)?;
@@ -314,51 +322,6 @@ fn privileges(host: &HostConfig) -> Result<Privileges, EngineError> {
     }
     Ok(privileges)
 }
-
-/// Names of capabilities in the order of their numbers.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 fn capabilities(host: &HostConfig) -> Result<u64, EngineError> {
     if host.privileged {

@@ -12,6 +12,7 @@ use super::child::{Child, Home};
 use super::clock;
 use super::config::Container;
 use super::events::Journal;
+use super::external::{self, External};
 use super::files::{Containers, read_json, write_json};
 use super::log::LogWriter;
 use super::policy::{Backoff, Check};
@@ -81,12 +82,14 @@ fn serve() -> io::Result<()> {
     let state: State = read_json(Path::new("state.json")).map_err(io::Error::other)?;
     let root = directory.parent().map(Path::to_owned).unwrap_or_default();
     let containers = Containers::of(root.parent().unwrap_or(&root));
+    let external = external::of(&container, &directory);
     let mut monitor = Monitor {
         journal: containers.events(),
         containers,
         container,
         state,
         home: Home::of_this_process()?,
+        external,
         lock: Some(lock),
         listener: None,
         devices: None,
@@ -153,6 +156,7 @@ struct Monitor {
     lock: Option<OwnedFd>,
     listener: Option<OwnedFd>,
     devices: Option<DeviceControl>,
+    external: Option<External>,
     spec: Option<Box<Spec>>,
     network: Option<Attachment>,
     main: Option<Child>,
@@ -239,7 +243,7 @@ impl Monitor {
         let main = self.main.iter().map(|child| (None, child));
         let others = self.others.iter().map(|(key, other)| (Some(*key), &other.child));
         for (key, child) in main.chain(others) {
-            let flows = !self.is_blocked(key);
+            let flows = !self.is_blocked(key) && child.speaks();
             let feeds = !child.streams.input.is_empty();
             let running = child.ended.is_none().then_some(&child.pidfd);
             for (part, fd, flags) in [

@@ -2,11 +2,13 @@
 
 use super::{Interest, Monitor, Other, Purpose, described};
 use crate::container::child::{Child, Input};
+use crate::container::external::Task;
 use crate::container::log::Stream;
 use crate::container::state::{Probe, Status};
 use crate::container::wire::{Answer, ExecRequest, Streams};
 use crate::container::{clock, group_of};
-use crate::spec::Account;
+use crate::spec::{Account, CgroupSpec};
+use std::io;
 use std::time::{Duration, Instant};
 
 impl Monitor {
@@ -28,7 +30,7 @@ impl Monitor {
             _ => Input::Nothing,
         };
         let group = group_of(&self.container);
-        match Child::join(&self.home, main, request, &group, input) {
+        match self.join(main, request, &group, input) {
             Err(error) => self.say(key, &Answer::Failed { message: error.to_string(), code: 125 }),
             Ok(child) => {
                 let other = self.next_key;
@@ -44,6 +46,13 @@ impl Monitor {
                 let purpose = Purpose::Exec { client: Some(key) };
                 self.others.insert(other, Other { child, purpose, id, announced: false });
             }
+        }
+    }
+
+    fn join(&self, main: u32, request: &ExecRequest, group: &CgroupSpec, input: Input) -> io::Result<Child> {
+        match &self.external {
+            None => Child::join(&self.home, main, request, group, input),
+            Some(external) => Child::supervised(&self.home, external, &Task::Process(main, request), input),
         }
     }
 
@@ -164,7 +173,7 @@ impl Monitor {
             streams: None,
         };
         let (start, timeout) = (clock::stamp(), check.timeout);
-        match Child::join(&self.home, main.pid, &request, &group_of(&self.container), Input::Nothing) {
+        match self.join(main.pid, &request, &group_of(&self.container), Input::Nothing) {
             Ok(child) => {
                 let purpose = Purpose::Probe {
                     start,

@@ -2,6 +2,7 @@
 
 use super::{DRAIN, FAREWELL, Interest, Monitor, described};
 use crate::container::child::{Child, Input};
+use crate::container::external::Task;
 use crate::container::files::read_json;
 use crate::container::log::LogWriter;
 use crate::container::policy::{self, Check};
@@ -34,7 +35,11 @@ impl Monitor {
         }
         self.state.restart_count = 0;
         self.state.stopped_by_hand = false;
-        self.devices = Some(DeviceControl::with(&allowed_devices(&spec)));
+        self.devices = Some(match &self.external {
+            None => DeviceControl::with(&allowed_devices(&spec)),
+            // It sees to that itself.
+            Some(_) => DeviceControl::none(),
+        });
         let attached = network.map(|wanted| networking::attach(self.containers.store(), wanted, &mut spec));
         self.spec = Some(spec);
         match attached.transpose() {
@@ -73,7 +78,10 @@ impl Monitor {
             return Err(io::Error::other("nothing to start"));
         };
         let input = if self.container.config.open_stdin { Input::Pipe } else { Input::Nothing };
-        self.main = Some(Child::start(&self.home, spec, devices, input)?);
+        self.main = Some(match &self.external {
+            None => Child::start(&self.home, spec, devices, input)?,
+            Some(external) => Child::supervised(&self.home, external, &Task::Container(spec), input)?,
+        });
         self.began = Instant::now();
         Ok(())
     }
@@ -141,6 +149,9 @@ impl Monitor {
             let _ = log.flush();
         }
         let oom = self.clear_group();
+        if let Some(external) = &self.external {
+            external.forget();
+        }
         self.reload();
         let ran = self.began.elapsed();
         if oom {

@@ -24,6 +24,12 @@ const X32: u32 = 0x4000_0000;
 /// Namespace flags that `clone` may not have: all but `CLONE_NEWTIME`, which clone cannot express.
 const NAMESPACE_FLAGS: u32 = 0x7e02_0000;
 
+/// What `personality` may be asked for: the default, the 32-bit address space, the uname-2.6 flag, both, and the query.
+const PERSONALITIES: [u32; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// The address family that would reach the hypervisor.
+const VSOCK: u32 = 40;
+
 const POLICY: &str = include_str!("policy.txt");
 
 /// An architecture whose calls a filter knows.
@@ -55,18 +61,18 @@ pub fn docker_default() -> &'static [Instruction] {
 
 /// The filter for a process with these capabilities, one bit for each number.
 pub fn docker_for(capabilities: u64) -> Vec<Instruction> {
-    let mut more: Vec<&str> = Vec::new();
-    for (number, calls) in BY_CAPABILITY {
-        if capabilities & (1 << number) != 0 {
-            more.extend(words(calls));
-        }
-    }
+    let more = more_calls(capabilities);
     if more.is_empty() {
         return docker_default().to_vec();
     }
     let tables: &[Architecture] =
         if cfg!(target_arch = "x86_64") { &[X86_64_TABLE, I386_TABLE] } else { &[AARCH64_TABLE] };
     compile(tables, &more)
+}
+
+fn more_calls(capabilities: u64) -> Vec<&'static str> {
+    let given = BY_CAPABILITY.iter().filter(|(number, _)| capabilities & (1 << number) != 0);
+    given.flat_map(|(_, calls)| words(calls)).collect()
 }
 
 /// Calls that docker allows to those who have a capability, by its number; those of its default set are in the policy.
@@ -88,6 +94,37 @@ const BY_CAPABILITY: [(u8, &str); 12] = [
     (34, "syslog"),
     (38, "perf_event_open"),
 ];
+
+/// The same policy in the words of the runtime specification.
+pub(crate) fn described(capabilities: u64) -> serde_json::Value {
+    use serde_json::json;
+    let more: Vec<&str> = more_calls(capabilities);
+    let mut allowed: Vec<&str> = words(POLICY).chain(more.iter().copied()).collect();
+    allowed.sort_unstable();
+    allowed.dedup();
+    let conditional = ["clone", "clone3", "personality", "socket"];
+    allowed.retain(|name| !conditional.contains(name) || more.contains(name));
+    let argument = |value: u64, op: &str| json!({ "index": 0, "value": value, "op": op });
+    let mut rules = vec![json!({ "names": allowed, "action": "SCMP_ACT_ALLOW" })];
+    let mut rule = |name: &str, arguments: serde_json::Value| {
+        rules.push(json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": [arguments] }));
+    };
+    for value in PERSONALITIES {
+        rule("personality", argument(u64::from(value), "SCMP_CMP_EQ"));
+    }
+    rule("socket", argument(u64::from(VSOCK), "SCMP_CMP_NE"));
+    if !more.contains(&"clone") {
+        let none = json!({ "index": 0, "value": NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" });
+        rule("clone", none);
+        rules.push(json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }));
+    }
+    let architectures = if cfg!(target_arch = "x86_64") {
+        json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"])
+    } else {
+        json!(["SCMP_ARCH_AARCH64"])
+    };
+    json!({ "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": EPERM, "architectures": architectures, "syscalls": rules })
+}
 
 fn compile(architectures: &[Architecture], more: &[&str]) -> Vec<Instruction> {
     let mut program = vec![bpf::load(ARCHITECTURE)];
@@ -131,12 +168,8 @@ fn verdict(name: &str, allowed: &std::collections::HashSet<&str>, more: &[&str])
         // Its flags are in memory where no filter can look; libraries fall back on clone.
         "clone3" => Some(Verdict::Refuse(ENOSYS)),
         "clone" => Some(Verdict::FirstArgumentIn { mask: NAMESPACE_FLAGS, values: &[0] }),
-        // The default, the 32-bit address space, the uname-2.6 flag, both, and the query.
-        "personality" => {
-            Some(Verdict::FirstArgumentIn { mask: u32::MAX, values: &[0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff] })
-        }
-        // AF_VSOCK would reach the hypervisor.
-        "socket" => Some(Verdict::FirstArgumentIsNot(40)),
+        "personality" => Some(Verdict::FirstArgumentIn { mask: u32::MAX, values: &PERSONALITIES }),
+        "socket" => Some(Verdict::FirstArgumentIsNot(VSOCK)),
         _ => allowed.contains(name).then_some(Verdict::Allow),
     }
 }
