@@ -17,6 +17,7 @@ pub mod helper;
 mod launcher;
 pub mod network;
 mod protocol;
+pub mod rootless;
 pub mod sandbox;
 pub mod skeleton;
 mod spec;

@@ -20,6 +20,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xbuild_engine::{Engine, Snapshotter};
+use xbuild_runner::rootless::{self, Standing};
 
 /// Builds Dockerfiles into OCI images and runs them.
 ///
@@ -39,6 +40,9 @@ pub(crate) struct Global {
     /// Directory of the store (default: /var/lib/xbuild, or $XDG_DATA_HOME/xbuild without root)
     #[arg(long, global = true, env = "XBUILD_ROOT", value_name = "DIR")]
     root: Option<PathBuf>,
+    /// What this process may do here; found out before the command begins.
+    #[arg(skip)]
+    standing: Standing,
 }
 
 #[derive(Subcommand, Debug)]
@@ -154,7 +158,11 @@ fn flags_with_values(command: clap::Command) -> clap::Command {
     command.mut_subcommands(flags_with_values)
 }
 
-fn dispatch(cli: Cli) -> Result<Outcome> {
+fn dispatch(mut cli: Cli) -> Result<Outcome> {
+    if cli.command.needs_store() {
+        let login = std::env::var("USER").ok();
+        cli.global.standing = rootless::enter(login.as_deref()).context("cannot work without root")?;
+    }
     let global = &cli.global;
     match cli.command {
         Command::Build(args) => build::run(&args, global),
@@ -179,6 +187,13 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Du(args) => store::du(&args, global),
         Command::Prune(args) => store::prune(&args, global),
         Command::Store(command) => store::store(&command, global),
+    }
+}
+
+impl Command {
+    /// Whether it works on the store, and so needs rights on its files.
+    fn needs_store(&self) -> bool {
+        !matches!(self, Command::Login(_) | Command::Logout(_) | Command::Search(_) | Command::Version(_))
     }
 }
 
@@ -215,7 +230,7 @@ impl Global {
         if let Some(root) = &self.root {
             return Ok(root.clone());
         }
-        if rustix::process::geteuid().is_root() {
+        if self.standing == Standing::Root {
             return Ok(PathBuf::from("/var/lib/xbuild"));
         }
         let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));

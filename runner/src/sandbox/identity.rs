@@ -40,7 +40,11 @@ pub(super) fn become_user(user: &Identity, capabilities_wanted: u64) -> Result<(
     }
     let mut groups = vec![Gid::from_raw(user.gid)];
     groups.extend(user.groups.iter().filter(|group| **group != user.gid).map(|group| Gid::from_raw(*group)));
-    set_thread_groups(&groups).during(|| "set the supplementary groups".to_owned())?;
+    match set_thread_groups(&groups) {
+        // In a namespace of one id nothing may give up groups: those of the user outside stay, who are nobody inside.
+        Err(Errno::PERM) if user.groups.is_empty() => {}
+        answer => answer.during(|| "set the supplementary groups".to_owned())?,
+    }
     let gid = Gid::from_raw(user.gid);
     set_thread_res_gid(gid, gid, gid).during(|| format!("become group {}", user.gid))?;
     let uid = Uid::from_raw(user.uid);

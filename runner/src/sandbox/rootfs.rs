@@ -136,7 +136,8 @@ pub fn try_overlay(scratch: &Path) -> Result<(), SandboxError> {
         rustix::fs::mkdir(directory.as_path(), Mode::from_raw_mode(0o700)).during(step)?;
     }
     let writable = Writable { upper: &upper, work: &work, volatile: true, userxattr: false };
-    Ok(overlay(&[lower, other], Some(&writable)).map(drop)?)
+    let attempt = || overlay(&[lower, other], Some(&writable)).map(drop);
+    Ok(super::namespaces::with_own_mounts(attempt).during(|| "make a mount namespace".to_owned())??)
 }
 
 /// `lowerdir+` takes one directory a time, so neither a page nor escaping of `:` limits the list. Linux 6.5 (6.7 with
