@@ -9,6 +9,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+const UNDELEGATED: &str = "limits need control groups that belong to this user";
+
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
@@ -57,7 +59,12 @@ pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
         joined.push(unified);
     }
     for hierarchy in joined {
-        let group = make_group(hierarchy, spec, &settings)?;
+        let group = match make_group(hierarchy, spec, &settings) {
+            // A group without limits serves order only, which whoever may not make groups does without.
+            Err(failure) if settings.is_empty() && failure.is_denial() => continue,
+            Err(failure) if failure.is_denial() => return Err(failure.because(UNDELEGATED)),
+            made => made?,
+        };
         set(hierarchy, &group, &settings)?;
         write(&group.join("cgroup.procs"), "0").during(|| format!("join the control group `{}`", group.display()))?;
     }
