@@ -7,6 +7,7 @@ mod format;
 mod image;
 mod registry;
 mod report;
+mod rootless;
 mod signals;
 mod store;
 mod system;
@@ -20,7 +21,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xbuild_engine::{Engine, Snapshotter};
-use xbuild_runner::rootless::{self, Standing};
 
 /// Builds Dockerfiles into OCI images and runs them.
 ///
@@ -40,9 +40,9 @@ pub(crate) struct Global {
     /// Directory of the store (default: /var/lib/xbuild, or $XDG_DATA_HOME/xbuild without root)
     #[arg(long, global = true, env = "XBUILD_ROOT", value_name = "DIR")]
     root: Option<PathBuf>,
-    /// What this process may do here; found out before the command begins.
+    /// Found out before the command begins.
     #[arg(skip)]
-    standing: Standing,
+    rights: rootless::Rights,
 }
 
 #[derive(Subcommand, Debug)]
@@ -160,8 +160,7 @@ fn flags_with_values(command: clap::Command) -> clap::Command {
 
 fn dispatch(mut cli: Cli) -> Result<Outcome> {
     if cli.command.needs_store() {
-        let login = std::env::var("USER").ok();
-        cli.global.standing = rootless::enter(login.as_deref()).context("cannot work without root")?;
+        cli.global.rights = rootless::Rights::take()?;
     }
     let global = &cli.global;
     match cli.command {
@@ -230,12 +229,7 @@ impl Global {
         if let Some(root) = &self.root {
             return Ok(root.clone());
         }
-        if self.standing == Standing::Root {
-            return Ok(PathBuf::from("/var/lib/xbuild"));
-        }
-        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or(home);
-        Ok(data.context("neither XDG_DATA_HOME nor HOME is set; give --root")?.join("xbuild"))
+        self.rights.default_root()
     }
 
     /// The containers of the store, without opening it.
@@ -250,7 +244,8 @@ impl Global {
         let snapshotter = snapshotter()?;
         let engine = Engine::open(&root, docker_config().as_deref(), clock)
             .with_context(|| format!("cannot open the store at `{}`", root.display()))?;
-        Ok(engine.with_snapshotter(snapshotter))
+        self.rights.introduce(&engine)?;
+        Ok(engine.with_snapshotter(snapshotter).without_sandbox(self.rights.no_sandbox()))
     }
 
     /// Frees what was thrown away, in a process of its own that outlives this one. Where space is low, the trash is emptied

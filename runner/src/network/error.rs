@@ -15,7 +15,7 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// The program that connects namespaces of a user does not do it.
-    #[error("`slirp4netns` cannot connect the network: {0}")]
+    #[error("no way out for a user's network: {0}")]
     Outlet(String),
     /// Only root makes networks.
     #[error("a container cannot be in the network {0} without root; in `bridge` it reaches the outside, not other containers")]

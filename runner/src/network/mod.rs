@@ -40,7 +40,7 @@ pub use ports::{PortBinding, PortRequest};
 pub use records::{Addresses, Driver, Endpoint, NetworkRecord};
 pub use resolver::Resolvers;
 pub use namespace::is_ours as may_change_networks;
-pub use usermode::program as outlet_program;
+pub use usermode::check as check_outlet;
 pub use steps::{Request, StepNetwork, StepNetworks};
 
 /// A number that other processes hardly have.

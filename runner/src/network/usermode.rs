@@ -32,10 +32,22 @@ const MTU: &str = "65520";
 const MORE: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/bin"];
 
 /// The program, if it is installed.
-pub fn program() -> Option<PathBuf> {
+fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(MORE.map(PathBuf::from));
     places.map(|place| place.join(PROGRAM)).find(|file| file.is_file())
+}
+
+/// Whether a namespace can be connected here.
+///
+/// # Errors
+/// Why not, and what would allow it.
+pub fn check() -> Result<(), String> {
+    if program().is_none() {
+        return Err("`slirp4netns` is not installed; the package of that name gives a network of its own".to_owned());
+    }
+    let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    tun.map(drop).map_err(|error| format!("/dev/net/tun cannot be opened ({error}); `chmod 666 /dev/net/tun` allows it"))
 }
 
 /// The way out of one namespace; it ends when this is dropped.
@@ -60,7 +72,8 @@ impl Outlet {
     /// # Errors
     /// There is no program for it, or it says why it cannot; a port that the host's user may not take.
     pub(super) fn connect(namespace: &Namespace, ports: &[PortBinding]) -> Result<Self, NetworkError> {
-        let program = program().ok_or_else(missing)?;
+        check().map_err(NetworkError::Outlet)?;
+        let program = program().unwrap_or_else(|| PROGRAM.into());
         let action = || format!("start `{}`", program.display());
         let (stdin, alive) = io::pipe().trying(action)?;
         let (said, stderr) = io::pipe().trying(action)?;
@@ -77,10 +90,6 @@ impl Outlet {
         let _ = std::fs::remove_file(PORTS_SOCKET);
         Ok(outlet)
     }
-}
-
-fn missing() -> NetworkError {
-    NetworkError::Outlet("it is not installed; the package `slirp4netns` has it".to_owned())
 }
 
 fn arguments(command: &mut Command, namespace: &Namespace, with_ports: bool) {
@@ -107,7 +116,8 @@ fn wait_until_ready(mut said: PipeReader) -> Result<(), String> {
             return Ok(());
         }
     }
-    Err(String::from_utf8_lossy(&text).trim().lines().last().unwrap_or("it ended without a word").to_owned())
+    let lines: Vec<String> = String::from_utf8_lossy(&text).lines().map(|line| line.trim().to_owned()).collect();
+    Err(if lines.is_empty() { "it ended without a word".to_owned() } else { lines.join(", ") })
 }
 
 fn publish(binding: &PortBinding) -> Result<(), NetworkError> {
