@@ -59,16 +59,22 @@ pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
         joined.push(unified);
     }
     for hierarchy in joined {
-        let group = match make_group(hierarchy, spec, &settings) {
+        match join_one(hierarchy, spec, &settings) {
             // A group without limits serves order only, which whoever may not make groups does without.
-            Err(failure) if settings.is_empty() && failure.is_denial() => continue,
+            Err(failure) if settings.is_empty() && failure.is_denial() => {
+                let _ = fs::remove_dir(hierarchy.group(spec));
+            }
             Err(failure) if failure.is_denial() => return Err(failure.because(UNDELEGATED)),
-            made => made?,
-        };
-        set(hierarchy, &group, &settings)?;
-        write(&group.join("cgroup.procs"), "0").during(|| format!("join the control group `{}`", group.display()))?;
+            joined => joined?,
+        }
     }
     Ok(())
+}
+
+fn join_one(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) -> Result<(), Failure> {
+    let group = make_group(hierarchy, spec, settings)?;
+    set(hierarchy, &group, settings)?;
+    write(&group.join("cgroup.procs"), "0").during(|| format!("join the control group `{}`", group.display()))
 }
 
 /// Changes the limits of a group that is there.
@@ -258,7 +264,8 @@ fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) ->
             }
         }
         at.push(component);
-        match fs::create_dir(&at) {
+        // Explicitly, since the process that makes a group has no umask.
+        match std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o755).create(&at) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(error).during(|| format!("make the control group `{}`", at.display()));
             }
