@@ -74,6 +74,14 @@ pub enum StoreError {
         /// What this program writes.
         expected: &'static str,
     },
+    /// The root is another user's.
+    #[error("the store at `{}` belongs to another user (uid {owner}); choose another one with --root", root.display())]
+    Foreign {
+        /// The store's root.
+        root: PathBuf,
+        /// Who it belongs to, as seen from here.
+        owner: u32,
+    },
     /// Bytes do not have the digest or size that was promised.
     #[error("{what} has digest {found}, expected {expected}")]
     Digest {

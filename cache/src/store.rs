@@ -6,8 +6,8 @@ use crate::{At, FileLock, StoreError, index};
 use rusqlite::Connection;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -80,7 +80,9 @@ impl Store {
     /// A root of another format, and I/O errors.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let format = root.join("FORMAT");
-        match fs::read_to_string(&format) {
+        let read = fs::read_to_string(&format);
+        check_owner(root, &read)?;
+        match read {
             Ok(found) if found.trim() == FORMAT => {}
             Ok(found) => {
                 let found = found.trim().chars().take(60).collect();
@@ -298,6 +300,18 @@ impl Drop for Store {
     fn drop(&mut self) {
         // Only if empty: a live process's staging is its own.
         let _ = fs::remove_dir(self.root.join("staging").join(&self.owner));
+    }
+}
+
+/// Refuses a store of somebody else's: what is written there would be of no use to one of both.
+fn check_owner(root: &Path, format: &io::Result<String>) -> Result<(), StoreError> {
+    let closed = format.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    let owner = fs::metadata(root).map(|about| about.uid());
+    match owner {
+        Ok(owner) if (closed || format.is_ok()) && owner != rustix::process::geteuid().as_raw() => {
+            Err(StoreError::Foreign { root: root.to_owned(), owner })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,6 +9,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+const UNDELEGATED: &str = "limits need control groups that belong to this user";
+
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
@@ -70,12 +72,23 @@ fn place(
         joined.push(unified);
     }
     for hierarchy in joined {
-        let group = make_group(hierarchy, spec, settings)?;
-        set(hierarchy, &group, settings)?;
-        write(&group.join("cgroup.procs"), &pid.to_string())
-            .during(|| format!("join the control group `{}`", group.display()))?;
+        match join_one(hierarchy, spec, settings, pid) {
+            // A group without limits serves order only, which whoever may not make groups does without.
+            Err(failure) if settings.is_empty() && failure.is_denial() => {
+                let _ = fs::remove_dir(hierarchy.group(spec));
+            }
+            Err(failure) if failure.is_denial() => return Err(failure.because(UNDELEGATED)),
+            joined => joined?,
+        }
     }
     Ok(())
+}
+
+fn join_one(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting], pid: u32) -> Result<(), Failure> {
+    let group = make_group(hierarchy, spec, settings)?;
+    set(hierarchy, &group, settings)?;
+    write(&group.join("cgroup.procs"), &pid.to_string())
+        .during(|| format!("join the control group `{}`", group.display()))
 }
 
 /// Changes the limits of a group that is there.
@@ -318,7 +331,8 @@ fn make_group(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting]) ->
             }
         }
         at.push(component);
-        match fs::create_dir(&at) {
+        // Explicitly, since the process that makes a group has no umask.
+        match std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o755).create(&at) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(error).during(|| format!("make the control group `{}`", at.display()));
             }

@@ -56,6 +56,21 @@ pub(crate) enum Failure {
     Exec { message: String, code: u8 },
 }
 
+impl Failure {
+    /// Whether somebody with more rights would have been let.
+    pub(crate) fn is_denial(&self) -> bool {
+        matches!(self, Failure::Setup { errno: libc::EACCES | libc::EPERM | libc::EROFS, .. })
+    }
+
+    /// Adds what it means to the step that failed.
+    pub(crate) fn because(self, why: &str) -> Failure {
+        match self {
+            Failure::Setup { step, errno } => Failure::Setup { step: format!("{step} ({why})"), errno },
+            other => other,
+        }
+    }
+}
+
 impl From<Failure> for SandboxError {
     fn from(failure: Failure) -> Self {
         match failure {

@@ -184,12 +184,17 @@ impl Helper {
 /// This program's file through a read-only mount, so that no process that gets hold of `/proc/PID/exe` of the helper
 /// can ever open it for writing (CVE-2019-5736). Where that cannot be mounted, the file as it is.
 pub(crate) fn own_program() -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if let Ok(tree) = open_tree(CWD, "/proc/self/exe", flags) {
+    let readonly = || {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, "/proc/self/exe", flags)?;
         let readonly = xbuild_sys::MountFlags { readonly: true, ..Default::default() };
-        if xbuild_sys::set_mount_flags(tree.as_fd(), readonly, false).is_ok() {
-            return Ok(tree);
-        }
+        xbuild_sys::set_mount_flags(tree.as_fd(), readonly, false).map(|()| tree)
+    };
+    if let Ok(tree) = readonly() {
+        return Ok(tree);
+    }
+    if let Ok(Ok(tree)) = crate::sandbox::namespaces::with_own_mounts(readonly) {
+        return Ok(tree);
     }
     Ok(rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }

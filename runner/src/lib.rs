@@ -19,6 +19,7 @@ mod launcher;
 pub mod network;
 pub mod oci;
 mod protocol;
+pub mod rootless;
 pub mod sandbox;
 pub mod skeleton;
 mod spec;

@@ -8,6 +8,7 @@ mod image;
 mod oci;
 mod registry;
 mod report;
+mod rootless;
 mod signals;
 mod store;
 mod system;
@@ -40,6 +41,9 @@ pub(crate) struct Global {
     /// Directory of the store (default: /var/lib/xbuild, or $XDG_DATA_HOME/xbuild without root)
     #[arg(long, global = true, env = "XBUILD_ROOT", value_name = "DIR")]
     root: Option<PathBuf>,
+    /// Found out before the command begins.
+    #[arg(skip)]
+    rights: rootless::Rights,
 }
 
 #[derive(Subcommand, Debug)]
@@ -159,7 +163,10 @@ fn flags_with_values(command: clap::Command) -> clap::Command {
     command.mut_subcommands(flags_with_values)
 }
 
-fn dispatch(cli: Cli) -> Result<Outcome> {
+fn dispatch(mut cli: Cli) -> Result<Outcome> {
+    if cli.command.needs_store() {
+        cli.global.rights = rootless::Rights::take()?;
+    }
     let global = &cli.global;
     match cli.command {
         Command::Build(args) => build::run(&args, global),
@@ -184,6 +191,13 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Du(args) => store::du(&args, global),
         Command::Prune(args) => store::prune(&args, global),
         Command::Store(command) => store::store(&command, global),
+    }
+}
+
+impl Command {
+    /// Whether it works on the store, and so needs rights on its files.
+    fn needs_store(&self) -> bool {
+        !matches!(self, Command::Login(_) | Command::Logout(_) | Command::Search(_) | Command::Version(_))
     }
 }
 
@@ -220,12 +234,7 @@ impl Global {
         if let Some(root) = &self.root {
             return Ok(root.clone());
         }
-        if rustix::process::geteuid().is_root() {
-            return Ok(PathBuf::from("/var/lib/xbuild"));
-        }
-        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or(home);
-        Ok(data.context("neither XDG_DATA_HOME nor HOME is set; give --root")?.join("xbuild"))
+        self.rights.default_root()
     }
 
     /// The containers of the store, without opening it.
@@ -240,7 +249,8 @@ impl Global {
         let snapshotter = snapshotter()?;
         let engine = Engine::open(&root, docker_config().as_deref(), clock)
             .with_context(|| format!("cannot open the store at `{}`", root.display()))?;
-        Ok(engine.with_snapshotter(snapshotter))
+        self.rights.introduce(&engine)?;
+        Ok(engine.with_snapshotter(snapshotter).without_sandbox(self.rights.no_sandbox()))
     }
 
     /// Frees what was thrown away, in a process of its own that outlives this one. Where space is low, the trash is emptied

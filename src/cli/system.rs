@@ -11,6 +11,7 @@ use std::io::Write;
 use xbuild_cache::{PruneFilter, UsageKind};
 use xbuild_engine::Engine;
 use xbuild_runner::container::Status;
+use xbuild_runner::rootless::Standing;
 
 /// `system …`.
 #[derive(clap::Subcommand, Debug)]
@@ -199,6 +200,10 @@ pub(crate) fn info(args: &InfoArgs, global: &Global) -> Result<Outcome> {
     let memory =
         memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
     let version = version_of();
+    let mut options = vec!["name=seccomp,profile=builtin", "name=cgroupns"];
+    if global.rights.standing != Standing::Root {
+        options.push("name=rootless");
+    }
     let info = json!({
         "Containers": all.len(),
         "ContainersRunning": running,
@@ -217,7 +222,8 @@ pub(crate) fn info(args: &InfoArgs, global: &Global) -> Result<Outcome> {
         "DockerRootDir": engine.store().root(),
         "Name": rustix::system::uname().nodename().to_string_lossy(),
         "ServerVersion": version["Version"],
-        "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
+        "SecurityOptions": options,
+        "Rootless": global.rights.line(&engine),
     });
     let mut out = std::io::stdout();
     match args.format.as_deref() {

@@ -13,6 +13,7 @@ mod network;
 mod outputs;
 mod peers;
 mod registry;
+mod rootless;
 mod run;
 mod secrets;
 mod services;

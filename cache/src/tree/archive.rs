@@ -7,7 +7,7 @@ use super::mode::ModeChange;
 use super::tar_read::{EntryKind, TarEntry, TarReader};
 use super::unpack::{clean, set_attributes, write_content};
 use super::view::{Node, View};
-use super::writer::{DiffWriter, Ids, NewDirs, WriteDir, create, make_node, set_file, set_node_owner, set_node_time};
+use super::writer::{DiffWriter, Ids, NewDirs, WriteDir, create, make_node, set_file, set_node_time};
 use rustix::fs::AtFlags;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -129,7 +129,7 @@ impl AddArchive<'_> {
             }
             EntryKind::Node(Kind::Symlink) => {
                 rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), &dir.fd, &name).context("make link", &at)?;
-                set_node_owner(dir.fd.as_fd(), &name, owner).context("set owner of", &at)?;
+                super::owner::set_node(dir.fd.as_fd(), &name, owner).context("set owner of", &at)?;
                 set_node_time(dir.fd.as_fd(), &name, Some(entry.mtime)).context("set times of", &at)?;
             }
             EntryKind::Node(Kind::Char) if entry.rdev == 0 => {

@@ -194,7 +194,8 @@ pub(crate) fn write_all(fd: BorrowedFd<'_>, mut data: &[u8]) -> rustix::io::Resu
 
 /// True for attributes that are part of an image's files; overlayfs's own marks are not.
 pub(crate) fn is_kept_xattr(name: &[u8]) -> bool {
-    name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+    let is_ours = name.starts_with(b"user.overlay.") || name.starts_with(b"user.xbuild.");
+    name == b"security.capability" || (name.starts_with(b"user.") && !is_ours)
 }
 
 /// The attributes that are part of an image's files, sorted by name.

@@ -12,9 +12,7 @@ use super::mode::ModeChange;
 use super::select::{Include, Said, expand};
 use super::unpack::Limits;
 use super::view::{Node, Place, View, Visibility};
-use super::writer::{
-    DiffWriter, Ids, NewDirs, WriteDir, base_name, create, make_node, named, set_file, set_node_owner, set_node_time,
-};
+use super::writer::{DiffWriter, Ids, NewDirs, WriteDir, base_name, create, make_node, named, set_file, set_node_time};
 use rayon::Scope;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -574,7 +572,7 @@ impl<'a> Copier<'a> {
             Kind::Symlink => {
                 let target = parent.readlink(part, from).context("read link", &node.path)?;
                 rustix::fs::symlinkat(&target, &dir.fd, name).context("make link", &path)?;
-                set_node_owner(dir.fd.as_fd(), name, owner).context("set owner of", &path)?;
+                super::owner::set_node(dir.fd.as_fd(), name, owner).context("set owner of", &path)?;
                 set_node_time(dir.fd.as_fd(), name, Some(mtime)).context("set times of", &path)
             }
             _ if meta.is_whiteout() => Err(TreeError::unfit(&node.path, "a device with number 0:0 cannot be copied")),

@@ -2,7 +2,8 @@
 
 use super::error::{Context, Result, TreeError};
 use super::meta::{Kind, Meta};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
+use super::owner;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -21,7 +22,7 @@ pub enum Marks {
     /// `trusted.overlay.*`, the default.
     #[default]
     Trusted,
-    /// `user.overlay.*`, for mounts with `userxattr`.
+    /// `user.overlay.*`, for mounts with `userxattr`. Owners that the kernel does not take are in attributes, too.
     User,
     /// None: the directory is not overlayfs's, and a device 0:0 is just that.
     Plain,
@@ -35,6 +36,24 @@ impl Marks {
             Marks::User => Some("user.overlay.opaque"),
             Marks::Plain => None,
         }
+    }
+
+    /// Attributes of an open file or directory.
+    pub(crate) fn meta_of(self, fd: BorrowedFd<'_>) -> rustix::io::Result<Meta> {
+        let mut meta = Meta::of(&rustix::fs::fstat(fd)?);
+        if self == Marks::User {
+            owner::read(fd, &mut meta)?;
+        }
+        Ok(meta)
+    }
+
+    /// Attributes of a name that was looked at.
+    pub(crate) fn meta_at(self, dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> rustix::io::Result<Meta> {
+        let mut meta = Meta::of(stat);
+        if self == Marks::User && !meta.is_whiteout() {
+            owner::read_at(dir, name, &mut meta)?;
+        }
+        Ok(meta)
     }
 }
 
@@ -131,7 +150,7 @@ impl Dir {
     /// Attributes of the directory itself.
     pub(crate) fn meta(&self) -> rustix::io::Result<Meta> {
         match self.top() {
-            Some(fd) => Ok(Meta::of(&rustix::fs::fstat(fd)?)),
+            Some(fd) => self.marks.meta_of(fd),
             None => Err(Errno::NOENT),
         }
     }
@@ -141,7 +160,7 @@ impl Dir {
         for (at, part) in self.parts.iter().enumerate() {
             match rustix::fs::statat(&part.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
-                    let meta = Meta::of(&stat);
+                    let meta = self.marks.meta_at(part.fd.as_fd(), name, &stat)?;
                     let hidden = self.marks != Marks::Plain && meta.is_whiteout();
                     return Ok((!hidden).then_some((at, meta)));
                 }
@@ -224,7 +243,7 @@ impl Dir {
     /// Attributes of a listed entry; none if it vanished.
     pub(crate) fn stat_entry(&self, entry: &Entry) -> rustix::io::Result<Option<Meta>> {
         match rustix::fs::statat(self.fd(entry.part), &entry.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(Meta::of(&stat))),
+            Ok(stat) => Ok(Some(self.marks.meta_at(self.fd(entry.part), &entry.name, &stat)?)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(e),
         }

@@ -34,7 +34,7 @@ pub fn copy_out(view: &View, to: &Path) -> Result<Time> {
 pub fn take_changes(base: &View, root: &Path, since: Time, diff: &Path, marks: Marks) -> Result<()> {
     let from = open_root(root)?;
     let diff = Made { above: None, name: OsStr::new(""), fd: OnceCell::from(open_root(diff)?) };
-    let meta = Meta::of(&rustix::fs::fstat(&from).context("stat", "/")?);
+    let meta = marks.meta_of(from.as_fd()).context("stat", "/")?;
     let taking = Taking { since, marks };
     taking.directory(base.root(), from.as_fd(), &diff, Path::new(""), 0)?;
     give_attributes(from.as_fd(), &meta, diff.fd()?, Path::new("/"))
@@ -95,7 +95,8 @@ impl Taking {
         path: &Path,
         depth: usize,
     ) -> Result<()> {
-        let now = Meta::of(&rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).context("stat", path)?);
+        let now = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW);
+        let now = now.and_then(|stat| self.marks.meta_at(from, name, &stat)).context("stat", path)?;
         let before = base.stat(name).context("look up", path)?.map(|(_, meta)| meta);
         let touched = now.ctime > self.since;
         let directories = before.is_some_and(|before| before.is_dir()) && now.is_dir();

@@ -7,7 +7,7 @@ use super::meta::{Kind, Meta, Time};
 use super::remove::remove_tree;
 use super::tar_read::{EntryKind, TarEntry, TarReader};
 use super::view::View;
-use super::writer::{Ids, create, make_node, set_file, set_node_owner, set_node_time};
+use super::writer::{Ids, create, make_node, set_file, set_node_time};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -117,7 +117,7 @@ impl Unpacker<'_> {
                     return Err(TreeError::entry(&entry.name, "link without a target"));
                 }
                 rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), &parent, &name).context("make link", &path)?;
-                set_node_owner(parent.as_fd(), &name, owner).context("set owner of", &path)?;
+                super::owner::set_node(parent.as_fd(), &name, owner).context("set owner of", &path)?;
                 set_node_time(parent.as_fd(), &name, Some(entry.mtime)).context("set times of", &path)
             }
             EntryKind::Node(Kind::File) => {
@@ -226,7 +226,7 @@ impl Unpacker<'_> {
             }
             Kind::Symlink => {
                 rustix::fs::symlinkat(view.read_link(&node)?, dir, name).context("make link", target)?;
-                set_node_owner(dir, name, owner).context("set owner of", target)?;
+                super::owner::set_node(dir, name, owner).context("set owner of", target)?;
                 set_node_time(dir, name, Some(node.meta.mtime)).context("set times of", target)
             }
             kind => make_node(dir, name, kind, node.meta.rdev, node.meta.mode, owner, Some(node.meta.mtime))

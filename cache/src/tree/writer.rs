@@ -203,7 +203,7 @@ impl DiffWriter {
         self.make_room(&dir, name)?;
         rustix::fs::symlinkat(target, &dir.fd, name).context("make link", path)?;
         let owner = owner.unwrap_or_default();
-        set_node_owner(dir.fd.as_fd(), name, owner).context("set owner of", path)?;
+        super::owner::set_node(dir.fd.as_fd(), name, owner).context("set owner of", path)?;
         set_node_time(dir.fd.as_fd(), name, mtime).context("set times of", path)
     }
 
@@ -269,7 +269,7 @@ impl DiffWriter {
     pub(crate) fn present(&self, dir: &WriteDir, name: &OsStr) -> Result<Present> {
         let answer = match rustix::fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
-                let meta = Meta::of(&stat);
+                let meta = self.marks.meta_at(dir.fd.as_fd(), name, &stat).context("look up", dir.path.join(name))?;
                 Ok(if meta.is_whiteout() { Present::Whiteout } else { Present::Upper(meta) })
             }
             Err(Errno::NOENT) => {
@@ -372,7 +372,7 @@ impl DiffWriter {
     }
 
     fn copy_up_attributes(&self, from: BorrowedFd<'_>, to: &WriteDir) -> Result<()> {
-        let meta = Meta::of(&rustix::fs::fstat(from).context("stat", &to.path)?);
+        let meta = self.marks.meta_of(from).context("stat", &to.path)?;
         let xattrs = kept_xattrs(from).context("read attributes of", &to.path)?;
         let owner = Ids { uid: meta.uid, gid: meta.gid };
         set_file(to.fd.as_fd(), meta.mode, owner, None).context("set attributes of", &to.path)?;
@@ -396,29 +396,12 @@ pub(crate) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Ow
 
 /// Sets owner, then mode (chown clears setuid), then time of an open file or directory.
 pub(crate) fn set_file(fd: BorrowedFd<'_>, mode: u32, owner: Ids, mtime: Option<Time>) -> rustix::io::Result<()> {
-    chown_fd(fd, owner)?;
+    super::owner::set(fd, owner)?;
     rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
     match mtime {
         Some(time) => rustix::fs::futimens(fd, &time.timestamps()),
         None => Ok(()),
     }
-}
-
-fn chown_fd(fd: BorrowedFd<'_>, owner: Ids) -> rustix::io::Result<()> {
-    // 2^32-1 means "leave it" to the kernel and is no owner.
-    match (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid)) {
-        (uid, gid) if owner.uid != u32::MAX && owner.gid != u32::MAX => rustix::fs::fchown(fd, Some(uid), Some(gid)),
-        _ => Err(Errno::INVAL),
-    }
-}
-
-/// Sets the owner of a link or special file.
-pub(crate) fn set_node_owner(dir: BorrowedFd<'_>, name: &OsStr, owner: Ids) -> rustix::io::Result<()> {
-    if owner.uid == u32::MAX || owner.gid == u32::MAX {
-        return Err(Errno::INVAL);
-    }
-    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
-    rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Sets the time of a link or special file.
@@ -440,7 +423,7 @@ pub(crate) fn make_node(
     mtime: Option<Time>,
 ) -> rustix::io::Result<()> {
     rustix::fs::mknodat(dir, name, kind.file_type(), Mode::from(0o600), rdev)?;
-    set_node_owner(dir, name, owner)?;
+    super::owner::set_node(dir, name, owner)?;
     rustix::fs::chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
     set_node_time(dir, name, mtime)
 }

@@ -38,6 +38,8 @@ pub struct Engine {
     net: Arc<Net>,
     pub(crate) snapshots: Arc<Snapshots>,
     clock: fn() -> (i64, u32),
+    /// Why no process can be run in a sandbox, if so.
+    no_sandbox: Option<String>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -81,7 +83,7 @@ impl Engine {
             .build()
             .map_err(|e| EngineError::Internal(format!("no threads: {e}")))?;
         let (launcher, net) = (OnceLock::new(), Arc::new(Net::new(credentials, certificates)));
-        Ok(Self { store, runtime, launcher, net, snapshots: Arc::default(), clock })
+        Ok(Self { store, runtime, launcher, net, snapshots: Arc::default(), clock, no_sandbox: None })
     }
 
     /// Makes root file systems in another way than with overlayfs if that works.
@@ -89,6 +91,21 @@ impl Engine {
     pub fn with_snapshotter(mut self, snapshotter: Snapshotter) -> Self {
         self.snapshots = Arc::new(Snapshots::new(snapshotter));
         self
+    }
+
+    /// Refuses to run processes, and says why.
+    #[must_use]
+    pub fn without_sandbox(mut self, why: Option<String>) -> Self {
+        self.no_sandbox = why;
+        self
+    }
+
+    /// An error where processes cannot be run.
+    pub(crate) fn check_sandbox(&self, what: &str) -> Result<(), EngineError> {
+        match &self.no_sandbox {
+            Some(why) => Err(EngineError::Source(format!("{what} needs a user namespace: {why}"))),
+            None => Ok(()),
+        }
     }
 
     /// The store.
@@ -270,6 +287,7 @@ impl Engine {
             net: self.net.clone(),
             runtime: self.runtime.handle().clone(),
             launcher: self.launcher()?,
+            no_sandbox: self.check_sandbox("RUN").err().map(|error| error.to_string()),
             contexts: contexts.clone(),
             secrets: request.secrets.clone(),
             ssh: request.ssh.clone(),

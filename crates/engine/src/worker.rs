@@ -39,6 +39,8 @@ pub(crate) struct BuildWorker {
     pub(crate) net: Arc<Net>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) launcher: Arc<Launcher>,
+    /// Why nothing can be run, if so.
+    pub(crate) no_sandbox: Option<String>,
     pub(crate) contexts: Arc<Contexts>,
     pub(crate) secrets: BTreeMap<String, SecretValue>,
     pub(crate) ssh: BTreeMap<String, PathBuf>,

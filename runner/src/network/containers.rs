@@ -5,11 +5,12 @@ use super::dns;
 use super::error::{NetworkError, Trying};
 use super::links::{Links, Peer};
 use super::names::Names;
-use super::namespace::{self, Namespace};
+use super::namespace::{self, Namespace, is_ours, on_a_thread};
 use super::networks::Networks;
 use super::ports::{PortBinding, PortRequest, Published};
 use super::records::{Addresses, Driver, Endpoint, Exclusive, NetworkRecord};
 use super::resolver::Resolvers;
+use super::usermode::{self, Outlet};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,7 @@ pub struct Attachment {
     endpoints: Vec<Endpoint>,
     published: Published,
     dns: dns::Service,
+    _outlet: Option<Outlet>,
     /// Locked: endpoints count while it is.
     _held: File,
 }
@@ -133,20 +135,15 @@ impl Networks {
             endpoints: Vec::new(),
             published,
             dns: dns::Service::new(sockets, upstream).with_names(names),
+            _outlet: None,
             _held: held,
         };
         let container = (wanted.id.as_str(), wanted.name.as_str());
-        let plugged = networks.into_iter().try_for_each(|(network, request)| {
-            let endpoint = self.plug(&lock, network, request, container, attachment.namespace.as_fd())?;
-            attachment.endpoints.push(endpoint);
-            Ok(())
-        });
-        let done = plugged
-            .and_then(|()| match attachment.endpoints.first() {
-                Some(endpoint) => attachment.published.lead_to(&wanted.id, endpoint.address),
-                None => Ok(()),
-            })
-            .and_then(|()| self.records.put_ports(&wanted.id, attachment.published.bindings()));
+        let plugged = match is_ours() {
+            true => self.plug_all(&lock, networks, container, &mut attachment),
+            false => self.connect_outside(networks, container, &mut attachment),
+        };
+        let done = plugged.and_then(|()| self.records.put_ports(&wanted.id, attachment.published.bindings()));
         drop(lock);
         match done {
             Ok(()) => Ok(attachment),
@@ -156,6 +153,61 @@ impl Networks {
                 Err(error)
             }
         }
+    }
+
+    fn plug_all(
+        &self,
+        lock: &Exclusive,
+        networks: Vec<(NetworkRecord, &EndpointRequest)>,
+        container: (&str, &str),
+        attachment: &mut Attachment,
+    ) -> Result<(), NetworkError> {
+        for (network, request) in networks {
+            let endpoint = self.plug(lock, network, request, container, attachment.namespace.as_fd())?;
+            attachment.endpoints.push(endpoint);
+        }
+        match attachment.endpoints.first() {
+            Some(endpoint) => attachment.published.lead_to(container.0, endpoint.address),
+            None => Ok(()),
+        }
+    }
+
+    /// The only network there is for those who may not change the host's: one with a way out, but none to other containers.
+    fn connect_outside(
+        &self,
+        networks: Vec<(NetworkRecord, &EndpointRequest)>,
+        (container, container_name): (&str, &str),
+        attachment: &mut Attachment,
+    ) -> Result<(), NetworkError> {
+        let Some((network, request)) = networks.into_iter().next() else {
+            return Ok(());
+        };
+        if !network.is_predefined() {
+            return Err(NetworkError::Rootless(network.name));
+        }
+        if request.address.is_some() || request.mac.is_some() {
+            return Err(NetworkError::Invalid("without root a container cannot choose its address".to_owned()));
+        }
+        let ports = attachment.published.hand_over();
+        attachment._outlet = Some(Outlet::connect(&attachment.namespace, &ports)?);
+        let [a, b, c, d] = usermode::ADDRESS.octets();
+        let endpoint = Endpoint {
+            id: super::random_id(),
+            network: network.id,
+            network_name: network.name,
+            container: container.to_owned(),
+            container_name: container_name.to_owned(),
+            aliases: Vec::new(),
+            address: usermode::ADDRESS,
+            prefix: usermode::PREFIX,
+            gateway: Some(usermode::host_address().unwrap_or(usermode::GATEWAY)),
+            mac: [2, 0x42, a, b, c, d],
+            link: usermode::LINK.to_owned(),
+            host_link: String::new(),
+        };
+        self.records.put_endpoint(&endpoint)?;
+        attachment.endpoints.push(endpoint);
+        Ok(())
     }
 
     /// What `/etc/resolv.conf` says in a container, which depends on the networks that it is in.
@@ -178,6 +230,9 @@ impl Networks {
         request: &EndpointRequest,
     ) -> Result<Endpoint, NetworkError> {
         let network = self.bridged(&request.network)?;
+        if !is_ours() {
+            return Err(NetworkError::Rootless(network.name));
+        }
         let lock = self.records.lock()?;
         if !self.records.is_held(container.0) {
             return Err(NetworkError::NotRunning(container.1.to_owned()));
@@ -188,6 +243,9 @@ impl Networks {
     /// Takes a running container out of a network.
     pub fn disconnect(&self, container: (&str, &str), network: &str) -> Result<(), NetworkError> {
         let network = self.find(network)?;
+        if !is_ours() {
+            return Err(NetworkError::Rootless(network.name));
+        }
         let lock = self.records.lock()?;
         let mut endpoints = self.live_endpoints(&lock, &network.id)?.into_iter();
         let endpoint = endpoints.find(|endpoint| endpoint.container == container.0).ok_or_else(|| {
@@ -325,13 +383,4 @@ fn free_link(inside: &Links) -> Result<String, NetworkError> {
         }
     }
     Err(NetworkError::Exhausted("name for a link"))
-}
-
-/// Runs `work` on a thread of its own, which may change its network namespace.
-fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T, NetworkError> + Send) -> Result<T, NetworkError> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("network".into()).spawn_scoped(scope, work);
-        let thread = thread.trying(|| "start a thread".to_owned())?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }

@@ -5,6 +5,8 @@
 //! its program (`nftables`). Work in another network namespace is done by threads that were made for it; no other
 //! thread of the process ever changes its namespace.
 //!
+//! Root of a user namespace may not touch the host's network: there each namespace has a way out of its own (`usermode`).
+//!
 //! Everything is owned by a process, and goes with it: namespaces and links with descriptors, published ports with
 //! sockets, addresses and names with a lock. Only bridges, with a table each, outlive a killed process, until the next
 //! change.
@@ -26,18 +28,21 @@ mod ports;
 mod records;
 mod resolver;
 mod steps;
+mod usermode;
 
 pub use address::Net4;
 pub use containers::{Attachment, ContainerNetwork, EndpointRequest};
 pub use dns::{Server as DnsServer, Service as DnsService, Sockets as DnsSockets};
 pub use error::NetworkError;
 pub use namespace::Namespace;
+pub use namespace::is_ours as may_change_networks;
 pub use networks::{Networks, NewNetwork};
 pub use nftables::Protocol;
 pub use ports::{PortBinding, PortRequest};
 pub use records::{Addresses, Driver, Endpoint, NetworkRecord};
 pub use resolver::Resolvers;
 pub use steps::{Request, StepNetwork, StepNetworks};
+pub use usermode::check as check_outlet;
 
 /// A number that other processes hardly have.
 fn random_number() -> u32 {

@@ -35,7 +35,9 @@ impl Namespace {
     /// server.
     pub(super) fn prepare() -> Result<(Self, dns::Sockets), NetworkError> {
         let (namespace, _) = Self::enter_new()?;
-        let settings = [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")];
+        // Only groups that there are can be named.
+        let groups = crate::rootless::ids_of_this_process().unwrap_or(u32::MAX).min(1 << 31) - 1;
+        let settings = [("ip_unprivileged_port_start", "0"), ("ping_group_range", &format!("0 {groups}"))];
         for (name, value) in settings {
             let path = format!("/proc/sys/net/ipv4/{name}");
             std::fs::write(&path, value).trying(|| format!("write `{path}`"))?;
@@ -76,6 +78,13 @@ impl Home {
     }
 }
 
+/// Whether this process may change the network that it is in. Blocks for a moment.
+pub fn is_ours() -> bool {
+    // On a thread: going where one is changes nothing, but only for who may.
+    let try_it = || Home::remember().and_then(|home| home.enter()).is_ok();
+    std::thread::spawn(try_it).join().unwrap_or(false)
+}
+
 /// Moves the calling thread to a namespace, for good, and does something there.
 pub(super) fn visit<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> Result<T, NetworkError> {
     move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
@@ -86,4 +95,13 @@ pub(super) fn visit<T>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> T) -> R
 fn open_current() -> Result<OwnedFd, NetworkError> {
     let file = File::open("/proc/thread-self/ns/net").trying(|| "open a network namespace".to_owned())?;
     Ok(file.into())
+}
+
+/// Runs `work` on a thread of its own, which may change its network namespace.
+pub(super) fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T, NetworkError> + Send) -> Result<T, NetworkError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("network".into()).spawn_scoped(scope, work);
+        let thread = thread.trying(|| "start a thread".to_owned())?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

@@ -40,7 +40,7 @@ pub struct PortBinding {
 #[derive(Debug)]
 pub(super) struct Published {
     bindings: Vec<PortBinding>,
-    _sockets: Vec<Socket>,
+    sockets: Vec<Socket>,
     filters: Option<(Filters, String)>,
 }
 
@@ -60,12 +60,18 @@ impl Published {
             bindings.push(binding);
             sockets.push(socket);
         }
-        Ok(Self { bindings, _sockets: sockets, filters: None })
+        Ok(Self { bindings, sockets, filters: None })
     }
 
     /// The ports, with those of the host that were found.
     pub(super) fn bindings(&self) -> &[PortBinding] {
         &self.bindings
+    }
+
+    /// Lets go of the ports, for somebody else to take.
+    pub(super) fn hand_over(&mut self) -> Vec<PortBinding> {
+        self.sockets.clear();
+        self.bindings.clone()
     }
 
     /// Sends their packets to a container.

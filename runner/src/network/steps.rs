@@ -11,8 +11,9 @@ use super::dns;
 use super::error::{NetworkError, Trying};
 use super::firewall::{self, Link};
 use super::links::{Links, Peer};
-use super::namespace::{Home, Namespace};
+use super::namespace::{Home, Namespace, is_ours, on_a_thread};
 use super::nftables::{Batch, Filters, Hook, Rule};
+use super::usermode::{self, Outlet};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -36,6 +37,7 @@ pub struct StepNetwork {
     namespace: Namespace,
     gateway: Ipv4Addr,
     dns: Option<dns::Sockets>,
+    _outlet: Option<Outlet>,
     shared: Arc<Shared>,
 }
 
@@ -71,6 +73,7 @@ struct Made {
     namespace: Namespace,
     gateway: Ipv4Addr,
     dns: Option<dns::Sockets>,
+    outlet: Option<Outlet>,
 }
 
 /// Makes networks of steps on a thread of its own, which starts with the first request.
@@ -185,14 +188,14 @@ impl Request {
             if let Some(error) = &state.failed {
                 return Err(Arc::clone(error));
             }
-            if let Some(Made { namespace, gateway, dns }) = state.ready.pop_front() {
+            if let Some(Made { namespace, gateway, dns, outlet }) = state.ready.pop_front() {
                 state.waiting -= 1;
                 state.taken += 1;
                 state.live += 1;
                 drop(state);
                 self.open = false;
                 self.shared.changed.notify_all();
-                return Ok(StepNetwork { namespace, gateway, dns, shared: Arc::clone(&self.shared) });
+                return Ok(StepNetwork { namespace, gateway, dns, _outlet: outlet, shared: Arc::clone(&self.shared) });
             }
             state = self.shared.wait(state);
         }
@@ -217,7 +220,8 @@ fn make_all(shared: &Shared, with_dns: bool) {
 }
 
 fn try_make_all(shared: &Shared, with_dns: bool) -> Result<(), NetworkError> {
-    let home = Home::remember()?;
+    // Where the host's network may not be changed, this thread stays in it.
+    let home = if is_ours() { Some(Home::remember()?) } else { None };
     let mut maker = None;
     loop {
         let mut state = shared.lock();
@@ -235,17 +239,35 @@ fn try_make_all(shared: &Shared, with_dns: bool) -> Result<(), NetworkError> {
             return Ok(());
         }
         drop(state);
-        let maker = match &mut maker {
-            Some(maker) => maker,
-            none => {
-                home.enter()?;
-                none.insert(Maker::new()?)
+        let made = match &home {
+            None => make_with_outlet(with_dns)?,
+            Some(home) => {
+                let maker = match &mut maker {
+                    Some(maker) => maker,
+                    none => {
+                        home.enter()?;
+                        none.insert(Maker::new()?)
+                    }
+                };
+                maker.make(with_dns)?
             }
         };
-        let made = maker.make(with_dns)?;
         shared.lock().ready.push_back(made);
         shared.changed.notify_all();
     }
+}
+
+/// A namespace with a way out of its own.
+fn make_with_outlet(with_dns: bool) -> Result<Made, NetworkError> {
+    let (namespace, dns) = on_a_thread(|| {
+        let (namespace, _) = Namespace::enter_new()?;
+        let dns =
+            with_dns.then(dns::Sockets::bind).transpose().trying(|| "bind a name server for a step".to_owned())?;
+        Ok((namespace, dns))
+    })?;
+    let outlet = Outlet::connect(&namespace, &[])?;
+    let gateway = usermode::host_address().unwrap_or(usermode::GATEWAY);
+    Ok(Made { namespace, gateway, dns, outlet: Some(outlet) })
 }
 
 /// The host's side. Its thread leaves the host's namespace with the first network it makes.
@@ -293,7 +315,7 @@ impl Maker {
         };
         set_up().trying(|| action("set addresses"))?;
         let dns = if with_dns { Some(dns::Sockets::bind().trying(|| action("bind a name server"))?) } else { None };
-        Ok(Made { namespace, gateway, dns })
+        Ok(Made { namespace, gateway, dns, outlet: None })
     }
 
     /// Connects a namespace to the host, by a link whose name nobody has.

@@ -159,7 +159,7 @@ impl Bundle {
                 return Err(OciError::Refused(format!("`{name}` needs a namespace of type `uts`")));
             }
         }
-        let mapped = !linux.uid_mappings().iter().flatten().next().is_none();
+        let mapped = linux.uid_mappings().iter().flatten().next().is_some();
         if mapped && !spaces.has(LinuxNamespaceType::User) {
             return Err(OciError::Refused("linux.uidMappings needs a namespace of type `user`".to_owned()));
         }

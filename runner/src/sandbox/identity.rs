@@ -6,8 +6,9 @@ use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, UnshareFlags, capabilities, capability_is_in_bounding_set,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 
 /// Takes everything beyond `keep` out of the bounding set, so that no later exec can bring it back.
@@ -29,6 +30,25 @@ pub(crate) fn limit_capabilities(keep: u64) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where there is one id only, it gets the user's number, in a namespace below: there it is that user, and no longer root.
+/// True if that was done.
+pub(super) fn take_number(user: &Identity) -> Result<bool, Failure> {
+    if !crate::rootless::has_one_id() || (user.uid, user.gid) == (0, 0) {
+        return Ok(false);
+    }
+    let step = || format!("become user {}:{} in a namespace of one id", user.uid, user.gid);
+    xbuild_sys::unshare(UnshareFlags::NEWUSER.bits()).during(step)?;
+    let maps = [
+        ("setgroups", "deny".to_owned()),
+        ("gid_map", format!("{} 0 1", user.gid)),
+        ("uid_map", format!("{} 0 1", user.uid)),
+    ];
+    for (file, value) in maps {
+        std::fs::write(format!("/proc/self/{file}"), value).during(step)?;
+    }
+    Ok(user.uid != 0)
+}
+
 /// Becomes `user`, with empty inheritable and ambient sets.
 ///
 /// For root the remaining sets are cut to the bounding set; for others the kernel clears them with the change of user.
@@ -40,7 +60,11 @@ pub(crate) fn become_user(user: &Identity, capabilities_wanted: u64) -> Result<(
     }
     let mut groups = vec![Gid::from_raw(user.gid)];
     groups.extend(user.groups.iter().filter(|group| **group != user.gid).map(|group| Gid::from_raw(*group)));
-    set_thread_groups(&groups).during(|| "set the supplementary groups".to_owned())?;
+    match set_thread_groups(&groups) {
+        // In a namespace of one id nothing may give up groups: those of the user outside stay, who are nobody inside.
+        Err(Errno::PERM) if crate::rootless::has_one_id() => {}
+        answer => answer.during(|| "set the supplementary groups".to_owned())?,
+    }
     let gid = Gid::from_raw(user.gid);
     set_thread_res_gid(gid, gid, gid).during(|| format!("become group {}", user.gid))?;
     let uid = Uid::from_raw(user.uid);

@@ -364,7 +364,11 @@ fn restrict(
 ) -> Result<(), Failure> {
     // While still privileged: hard limits may be raised with CAP_SYS_RESOURCE.
     identity::set_limits(limits)?;
-    identity::limit_capabilities(privileges.capabilities)?;
+    let capabilities = match identity::take_number(user)? {
+        true => 0,
+        false => privileges.capabilities,
+    };
+    identity::limit_capabilities(capabilities)?;
     if privileges.no_new_privileges {
         rustix::thread::set_no_new_privs(true).during(|| "set no_new_privs".to_owned())?;
     }
@@ -372,7 +376,10 @@ fn restrict(
     if let Some(filter) = filter {
         xbuild_sys::load_filter(filter).during(|| "load the system-call filter".to_owned())?;
     }
-    identity::become_user(user, privileges.capabilities)?;
+    if crate::rootless::has_one_id() {
+        xbuild_sys::load_filter(&seccomp::one_owner()).during(|| "load the filter for one owner".to_owned())?;
+    }
+    identity::become_user(user, capabilities)?;
     // Changing the user has cleared it.
     die_with_helper()?;
     umask(Mode::from_raw_mode(0o022));

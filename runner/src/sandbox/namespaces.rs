@@ -51,3 +51,17 @@ pub(crate) fn join_path(path: &Path, name: &str) -> Result<(), Failure> {
         .and_then(|space| enter(&space, name))
         .during(|| format!("join the {name} namespace `{}`", path.display()))
 }
+
+/// Does `work` on a thread with mounts of its own: root of a user namespace may mount nothing in those that it came with.
+///
+/// # Errors
+/// There is no such thread or namespace.
+pub(crate) fn with_own_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("mounts".into()).spawn_scoped(scope, || {
+            xbuild_sys::unshare(rustix::thread::UnshareFlags::NEWNS.bits())?;
+            Ok(work())
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

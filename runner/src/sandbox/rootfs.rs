@@ -102,11 +102,11 @@ pub(crate) fn overlay(lower: &[PathBuf], writable: Option<&Writable<'_>>) -> Res
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).during(|| "open overlayfs".to_owned())?;
     // Renamed directories and metadata-only copies would put names and sizes into attributes that only this kernel
     // understands; a layer must hold plain files. No index: hard links of lower files break on write, as for BuildKit.
-    for (key, value) in [("redirect_dir", "off"), ("metacopy", "off"), ("index", "off")] {
+    let userxattr = writable.is_some_and(|writable| writable.userxattr) || !may_use_trusted(lower);
+    // With `userxattr` directories are never renamed in this way, and saying so is refused.
+    let redirect = if userxattr { ("userxattr", "") } else { ("redirect_dir", "off") };
+    for (key, value) in [redirect, ("metacopy", "off"), ("index", "off")] {
         set(&context, key, value).during(|| format!("overlay option `{key}={value}`"))?;
-    }
-    if writable.is_some_and(|writable| writable.userxattr) || !may_use_trusted(lower) {
-        set(&context, "userxattr", "").during(|| "overlay option `userxattr`".to_owned())?;
     }
     set_lower(&context, lower)?;
     if let Some(writable) = writable {
@@ -138,7 +138,8 @@ pub fn try_overlay(scratch: &Path) -> Result<(), SandboxError> {
         rustix::fs::mkdir(directory.as_path(), Mode::from_raw_mode(0o700)).during(step)?;
     }
     let writable = Writable { upper: &upper, work: &work, volatile: true, userxattr: false };
-    Ok(overlay(&[lower, other], Some(&writable)).map(drop)?)
+    let attempt = || overlay(&[lower, other], Some(&writable)).map(drop);
+    Ok(super::namespaces::with_own_mounts(attempt).during(|| "make a mount namespace".to_owned())??)
 }
 
 /// `lowerdir+` takes one directory a time, so neither a page nor escaping of `:` limits the list. Linux 6.5 (6.7 with

@@ -50,7 +50,8 @@ impl Staging {
                 Err(error) => return Err(error),
             }
         }
-        if (uid, gid) != (0, 0) {
+        // Where there is one id only, every user is the same.
+        if (uid, gid) != (0, 0) && !crate::rootless::has_one_id() {
             fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
         }
         fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;

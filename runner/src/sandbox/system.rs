@@ -1,7 +1,7 @@
 //! The file systems every process expects: `/proc`, `/dev`, `/sys`, and what is hidden of them.
 
 use super::resolve::{Root, type_of};
-use super::rootfs::{attach, clone_tree, new_filesystem};
+use super::rootfs::{attach, clone_tree, new_filesystem, open_host};
 use super::staging::Staging;
 use super::{cgroups, sysctl};
 use crate::error::{During, Failure};
@@ -68,15 +68,35 @@ pub(crate) fn mount_system(
     privileges: &Privileges,
     shm: Option<OwnedFd>,
 ) -> Result<System, Failure> {
-    let proc = new_filesystem("proc", &[], NOSUID | NODEV | NOEXEC)?;
+    let (proc, _) = own_or_hosts("proc", MountAttrFlags::empty())?;
     attach_system(root, "proc", proc.as_fd())?;
     let pts = mount_dev(root, spec, shm)?;
     let readonly = if privileges.masked { RDONLY } else { MountAttrFlags::empty() };
-    let sys = new_filesystem("sysfs", &[], NOSUID | NODEV | NOEXEC | readonly)?;
+    let (sys, own) = own_or_hosts("sysfs", readonly)?;
     attach_system(root, "sys", sys.as_fd())?;
-    cgroups::mount(sys.as_fd(), readonly, spec)?;
+    if own {
+        cgroups::mount(sys.as_fd(), readonly, spec)?;
+    }
     sysctl::set(proc.as_fd(), spec)?;
     Ok(System { proc, sys, pts })
+}
+
+/// A file system of the kernel's; the host's, with what is mounted there, where a user namespace may not mount one: that of a
+/// network that is not the namespace's own, or where a container hides parts of it. Whether it is an own one.
+fn own_or_hosts(kind: &str, more: MountAttrFlags) -> Result<(OwnedFd, bool), Failure> {
+    match new_filesystem(kind, &[], NOSUID | NODEV | NOEXEC | more) {
+        Err(Failure::Setup { errno, .. }) if errno == Errno::PERM.raw_os_error() => {}
+        answer => return answer.map(|tree| (tree, true)),
+    }
+    let path = if kind == "sysfs" { "/sys" } else { "/proc" };
+    let step = || format!("show the host's `{path}`");
+    let host = open_host(std::path::Path::new(path))?;
+    let tree = clone_tree(host.as_fd(), true).during(step)?;
+    if more.contains(RDONLY) {
+        let flags = MountFlags { readonly: true, ..MountFlags::default() };
+        xbuild_sys::set_mount_flags(tree.as_fd(), flags, true).during(step)?;
+    }
+    Ok((tree, false))
 }
 
 impl System {
@@ -113,8 +133,7 @@ fn mount_dev(root: &Root, spec: &Spec, shm: Option<OwnedFd>) -> Result<OwnedFd, 
         make_device(dev.as_fd(), node).during(|| format!("make the device `/dev/{}`", node.path))?;
     }
     attach_system(root, "dev", dev.as_fd())?;
-    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let pts = new_filesystem("devpts", &pts, NOSUID | NOEXEC)?;
+    let pts = terminals()?;
     let size = spec.shm_size.unwrap_or(64 << 20).to_string();
     let shm = match shm {
         Some(shared) => shared,
@@ -127,6 +146,17 @@ fn mount_dev(root: &Root, spec: &Spec, shm: Option<OwnedFd>) -> Result<OwnedFd, 
         attach(mount.as_fd(), target.as_fd()).during(|| format!("attach `/dev/{name}`"))?;
     }
     Ok(pts)
+}
+
+/// A file system of terminals. They belong to group 5 where there is one.
+fn terminals() -> Result<OwnedFd, Failure> {
+    let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    match new_filesystem("devpts", &options, NOSUID | NOEXEC) {
+        Err(Failure::Setup { errno, .. }) if errno == Errno::INVAL.raw_os_error() => {
+            new_filesystem("devpts", &options[..3], NOSUID | NOEXEC)
+        }
+        answer => answer,
+    }
 }
 
 /// A node that the request asks for, with the directories above it.
@@ -147,6 +177,7 @@ fn make_device(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<(), Errno> {
     match mknodat(&at, name, kind, Mode::from_raw_mode(node.mode & 0o7777), makedev(node.major, node.minor)) {
         // One of the usual nodes.
         Err(Errno::EXIST) => return Ok(()),
+        Err(Errno::PERM) => return show_device(at.as_fd(), name, &node.path),
         answer => answer?,
     }
     let owner = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
@@ -156,7 +187,10 @@ fn make_device(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<(), Errno> {
 fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
     for (name, major, minor) in DEVICES {
         let device = makedev(major, minor);
-        mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)?;
+        match mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device) {
+            Err(Errno::PERM) => show_device(dev, name, name)?,
+            answer => answer?,
+        }
     }
     for (name, target) in LINKS {
         symlinkat(target, dev, name)?;
@@ -165,6 +199,15 @@ fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
         mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
     }
     Ok(())
+}
+
+/// Shows a device of the host's `/dev`, where a user namespace may not make one.
+fn show_device(dev: BorrowedFd<'_>, name: &str, host: &str) -> Result<(), Errno> {
+    let source =
+        rustix::fs::open(format!("/dev/{host}"), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = openat(dev, name, flags, Mode::from_raw_mode(0o666))?;
+    attach(clone_tree(source.as_fd(), false)?.as_fd(), target.as_fd())
 }
 
 /// Hides and protects what docker hides and protects. By descriptor from the file systems mounted here, so nothing the

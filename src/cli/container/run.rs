@@ -126,6 +126,9 @@ fn launch(
     let found = engine.containers().find(&container.id)?;
     let lock = engine.containers().try_lock(&container.id)?;
     let lock = lock.with_context(|| format!("container {} is being changed by another process", container.name))?;
+    if let Some(why) = engine.network_shortfall(container) {
+        report::note(&format!("no network of its own, the host's is used: {why}"));
+    }
     let connection = engine.start(&found, lock, attach, session::size())?;
     if attach.is_none() {
         match connection.answer()? {

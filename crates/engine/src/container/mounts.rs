@@ -137,7 +137,7 @@ fn fill(engine: &Engine, container: &Container, mount: &Mount) -> Result<(), Eng
     };
     crate::ops::file::copy_out(&view, &mount.destination, &data)?;
     use std::os::unix::fs::PermissionsExt;
-    std::os::unix::fs::chown(&data, Some(node.meta.uid), Some(node.meta.gid))
+    xbuild_cache::tree::set_owner(&data, node.meta.uid, node.meta.gid)
         .and_then(|()| std::fs::set_permissions(&data, std::fs::Permissions::from_mode(node.meta.mode & 0o7777)))
         .map_err(at("set the owner of"))
 }

@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use xbuild_cache::TreeId;
 use xbuild_cache::tree::Marks;
-use xbuild_runner::container::config::{HostConfig, Mount};
+use xbuild_runner::container::config::{Container, HostConfig, Mount};
 use xbuild_runner::container::{
     Connection, ContainerError, Found, Lock, Request, Streams, group_of, log, start_monitor,
 };
+use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::{
     Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges,
     Rlimit, Rootfs, Seccomp, Security, Space, Spec,
@@ -26,6 +27,7 @@ impl Engine {
         attach: Option<Streams>,
         size: Option<(u16, u16)>,
     ) -> Result<Connection, EngineError> {
+        self.check_sandbox("a container")?;
         let runtime = &found.container.oci_runtime;
         if !runtime.is_empty() && !Path::new(runtime).is_file() {
             return Err(ContainerError::Refused(format!(
@@ -34,11 +36,26 @@ impl Engine {
             ))
             .into());
         }
-        let spec = self.spec_of(found, size)?;
+        let mut found = found.clone();
+        if self.network_shortfall(&found.container).is_some() {
+            "host".clone_into(&mut found.container.host_config.network_mode);
+        }
+        let spec = self.spec_of(&found, size)?;
         let network = networks::wanted(&found.container)?.map(Box::new);
         let connection = start_monitor(&found.directory, &found.container.name, lock)?;
         connection.send(&Request::Start { spec: Box::new(spec), network, attach })?;
         Ok(connection)
+    }
+
+    /// Why a container that wants a network of its own, and publishes nothing, gets the host's; none if it gets its own.
+    pub fn network_shortfall(&self, container: &Container) -> Option<String> {
+        let host = &container.host_config;
+        let is_default = matches!(host.network_mode.as_str(), "" | "default" | "bridge");
+        let publishes = host.publish_all_ports || !host.port_bindings.is_empty();
+        if !is_default || publishes || may_change_networks() {
+            return None;
+        }
+        check_outlet().err()
     }
 
     /// The sandbox that a container's process, or a look at its files, needs.

@@ -39,6 +39,9 @@ enum Held {
 
 /// Runs the process; what it leaves in its root is one layer.
 pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result<Output, EngineError> {
+    if let Some(why) = &worker.no_sandbox {
+        return Err(EngineError::Source(why.clone()));
+    }
     // Made by another thread, while this one starts the helper and looks for files.
     let wanted = worker.networks.want(op.network);
     worker.launcher.warm_up()?;
@@ -98,7 +101,7 @@ pub(crate) fn copy_root_attributes(lower: &[PathBuf], upper: &Path) -> Result<()
     };
     let copy = || {
         let meta = std::fs::symlink_metadata(below)?;
-        std::os::unix::fs::chown(upper, Some(meta.uid()), Some(meta.gid()))?;
+        xbuild_cache::tree::set_owner(upper, meta.uid(), meta.gid())?;
         std::fs::set_permissions(upper, std::fs::Permissions::from_mode(meta.mode() & 0o7777))
     };
     copy().map_err(|e| EngineError::io("prepare", upper, e))
@@ -203,7 +206,7 @@ fn cache(
             file::copy_out(&view, &mount.selector, &path)?;
         }
         use std::os::unix::fs::PermissionsExt;
-        std::os::unix::fs::chown(&path, Some(uid), Some(gid))
+        xbuild_cache::tree::set_owner(&path, uid, gid)
             .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)))
             .map_err(|e| EngineError::io("prepare", &path, e))?;
     }

@@ -75,6 +75,31 @@ fn more_calls(capabilities: u64) -> Vec<&'static str> {
     given.flat_map(|(_, calls)| words(calls)).collect()
 }
 
+/// Calls that set owners, and succeed without doing so where there is one owner only.
+const OWNERS: [&str; 8] = ["chown", "chown32", "fchown", "fchown32", "fchownat", "lchown", "lchown32", "setgroups"];
+
+/// The filter over the other for a process in a namespace of one id: what would set an owner succeeds and does nothing, since
+/// programs of packages and installers take an error there for a failure of all.
+pub fn one_owner() -> Vec<Instruction> {
+    let tables: &[Architecture] =
+        if cfg!(target_arch = "x86_64") { &[X86_64_TABLE, I386_TABLE] } else { &[AARCH64_TABLE] };
+    let mut program = vec![bpf::load(ARCHITECTURE)];
+    for architecture in tables {
+        let named = words(architecture.table).filter_map(|word| word.split_once('='));
+        let numbers = named.filter(|(name, _)| OWNERS.contains(name)).filter_map(|(_, number)| number.parse().ok());
+        let mut body = vec![bpf::load(NUMBER)];
+        for number in numbers {
+            body.extend([bpf::branch(JUMP_EQUAL, number, 0, 1), bpf::ret(bpf::refuse(0))]);
+        }
+        body.push(bpf::ret(bpf::ALLOW));
+        program.push(bpf::branch(JUMP_EQUAL, architecture.audit, 1, 0));
+        program.push(bpf::jump(body.len()));
+        program.extend(body);
+    }
+    program.push(bpf::ret(bpf::ALLOW));
+    program
+}
+
 /// Calls that docker allows to those who have a capability, by its number; those of its default set are in the policy.
 const BY_CAPABILITY: [(u8, &str); 12] = [
     (2, "open_by_handle_at"),
