@@ -12,7 +12,7 @@ mod seccomp;
 pub use mounts::{MountFlags, set_mount_flags};
 pub use network::loopback_up;
 pub use process::{
-    Forked, adopt, block_signals, close_from, close_inherited, execute, exit_now, fork_pid_namespace,
+    Forked, adopt, block_signals, close_from, close_inherited, execute, exit_now, fork_pid_namespace, fork_sibling,
     is_single_threaded, kill, pidfd_kill, release_code, reset_signals, unshare, wait_signal,
 };
 pub use seccomp::{Instruction, load_filter};

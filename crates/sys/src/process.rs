@@ -31,15 +31,24 @@ pub fn is_single_threaded() -> io::Result<bool> {
 /// locked for ever in the child. That is a hang, not a memory error, so the function is safe to call; callers check
 /// with [`is_single_threaded`] once at their start.
 pub fn fork_pid_namespace(new_namespace: bool) -> io::Result<Forked> {
+    fork(if new_namespace { libc::CLONE_NEWPID } else { 0 }, libc::SIGCHLD)
+}
+
+/// Forks; the new process is a child of the caller's parent, who is to wait for it. Linux 5.5.
+///
+/// As with [`fork_pid_namespace`], the process must be single-threaded.
+pub fn fork_sibling() -> io::Result<Forked> {
+    // The signal at its end is the caller's own, and must not be given.
+    fork(libc::CLONE_PARENT, 0)
+}
+
+fn fork(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Forked> {
     let mut pidfd: RawFd = -1;
     // SAFETY: `clone_args` is plain data for which all-zero bytes are a valid value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = libc::CLONE_PIDFD as u64;
-    if new_namespace {
-        arguments.flags |= libc::CLONE_NEWPID as u64;
-    }
+    arguments.flags = (libc::CLONE_PIDFD | flags) as u64;
     arguments.pidfd = (&raw mut pidfd).addr() as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.exit_signal = exit_signal as u64;
     // SAFETY: without CLONE_VM the child has its own copy of the address space and continues on a copy of this stack,
     // as after fork(2), so no memory is shared; `arguments` outlives the call and its size is passed; the kernel writes
     // one descriptor to `pidfd`, which lives on this stack frame.
