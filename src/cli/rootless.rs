@@ -4,8 +4,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xbuild_engine::Engine;
-use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::container::Containers;
+use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::rootless::{self, Standing};
 
 const ROOTS_STORE: &str = "/var/lib/xbuild";
@@ -78,10 +78,8 @@ impl Rights {
             Standing::User { .. } => 1,
         };
         let path = engine.store().root().join("rootless");
-        let known: Found = std::fs::read(&path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+        let known: Found =
+            std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         if ids == 1 && known.ids > 1 {
             bail!(
                 "the store at `{}` has files of several users, and only one id is there: bring the ranges in /etc/subuid \

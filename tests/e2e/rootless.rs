@@ -130,9 +130,8 @@ fn a_user_with_ranges_builds_the_image_that_root_builds() {
     let (own, roots) = (user.output("own.tar"), user.output("roots.tar"));
     reproducible(user.xbuild(&[]), "app", &own);
     reproducible(user.lab.xbuild(&[]), "app", &roots);
-    let layers = |file: &Path| -> Vec<String> {
-        Image::only(file).layers.into_iter().map(|layer| layer.digest).collect()
-    };
+    let layers =
+        |file: &Path| -> Vec<String> { Image::only(file).layers.into_iter().map(|layer| layer.digest).collect() };
     assert_eq!(layers(&own), layers(&roots));
     assert!(std::fs::read(&own).expect("an archive") == std::fs::read(&roots).expect("an archive"));
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&own).expect("an archive")), UID);
@@ -204,7 +203,10 @@ fn with_one_id_owners_are_kept_beside_the_files() {
 #[test]
 fn a_user_can_do_without_overlayfs() {
     let Some(user) = User::with(Ids::One) else { return };
-    user.write("app/Dockerfile", "FROM busybox\nCOPY --chown=5:6 f /f\nRUN echo x > /x; rm /etc/group; echo more >> /f\n");
+    user.write(
+        "app/Dockerfile",
+        "FROM busybox\nCOPY --chown=5:6 f /f\nRUN echo x > /x; rm /etc/group; echo more >> /f\n",
+    );
     user.write("app/f", "f");
     let archives = ["overlay", "native"].map(|snapshotter| {
         let archive = user.output(snapshotter);

@@ -12,9 +12,7 @@ use super::mode::ModeChange;
 use super::select::{Include, Said, expand};
 use super::unpack::Limits;
 use super::view::{Node, Place, View, Visibility};
-use super::writer::{
-    DiffWriter, Ids, NewDirs, WriteDir, base_name, create, make_node, named, set_file, set_node_time,
-};
+use super::writer::{DiffWriter, Ids, NewDirs, WriteDir, base_name, create, make_node, named, set_file, set_node_time};
 use rayon::Scope;
 use std::ffi::{OsStr, OsString};
 use std::fmt;

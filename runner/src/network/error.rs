@@ -18,7 +18,9 @@ pub enum NetworkError {
     #[error("no way out for a user's network: {0}")]
     Outlet(String),
     /// Only root makes networks.
-    #[error("a container cannot be in the network {0} without root; in `bridge` it reaches the outside, not other containers")]
+    #[error(
+        "a container cannot be in the network {0} without root; in `bridge` it reaches the outside, not other containers"
+    )]
     Rootless(String),
     /// The host's firewall is in the way.
     #[error("the host's firewall drops what passes through (chain `{chain}` of table `{table}`)")]

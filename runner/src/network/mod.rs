@@ -34,14 +34,14 @@ pub use containers::{Attachment, ContainerNetwork, EndpointRequest};
 pub use dns::{Server as DnsServer, Service as DnsService, Sockets as DnsSockets};
 pub use error::NetworkError;
 pub use namespace::Namespace;
+pub use namespace::is_ours as may_change_networks;
 pub use networks::{Networks, NewNetwork};
 pub use nftables::Protocol;
 pub use ports::{PortBinding, PortRequest};
 pub use records::{Addresses, Driver, Endpoint, NetworkRecord};
 pub use resolver::Resolvers;
-pub use namespace::is_ours as may_change_networks;
-pub use usermode::check as check_outlet;
 pub use steps::{Request, StepNetwork, StepNetworks};
+pub use usermode::check as check_outlet;
 
 /// A number that other processes hardly have.
 fn random_number() -> u32 {

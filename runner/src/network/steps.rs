@@ -11,8 +11,8 @@ use super::dns;
 use super::error::{NetworkError, Trying};
 use super::links::{Links, Peer};
 use super::namespace::{Home, Namespace, is_ours, on_a_thread};
-use super::usermode::{self, Outlet};
 use super::nftables::{Batch, Filters, Hook, Rule};
+use super::usermode::{self, Outlet};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -260,7 +260,8 @@ fn try_make_all(shared: &Shared, with_dns: bool) -> Result<(), NetworkError> {
 fn make_with_outlet(with_dns: bool) -> Result<Made, NetworkError> {
     let (namespace, dns) = on_a_thread(|| {
         let (namespace, _) = Namespace::enter_new()?;
-        let dns = with_dns.then(dns::Sockets::bind).transpose().trying(|| "bind a name server for a step".to_owned())?;
+        let dns =
+            with_dns.then(dns::Sockets::bind).transpose().trying(|| "bind a name server for a step".to_owned())?;
         Ok((namespace, dns))
     })?;
     let outlet = Outlet::connect(&namespace, &[])?;

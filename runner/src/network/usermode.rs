@@ -47,7 +47,8 @@ pub fn check() -> Result<(), String> {
         return Err("`slirp4netns` is not installed; the package of that name gives a network of its own".to_owned());
     }
     let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-    tun.map(drop).map_err(|error| format!("/dev/net/tun cannot be opened ({error}); `chmod 666 /dev/net/tun` allows it"))
+    tun.map(drop)
+        .map_err(|error| format!("/dev/net/tun cannot be opened ({error}); `chmod 666 /dev/net/tun` allows it"))
 }
 
 /// The way out of one namespace; it ends when this is dropped.

@@ -24,7 +24,9 @@ pub(super) struct Range {
 #[derive(Debug)]
 pub(super) enum Plan {
     /// The user's own as 0.
-    One { why: String },
+    One {
+        why: String,
+    },
     Many(Maps),
 }
 
@@ -138,9 +140,11 @@ pub(super) fn refusal(code: Option<i32>) -> String {
         Some(code) if code == i32::from(NO_PROGRAM) => {
             "`newuidmap` and `newgidmap` are not there; the package `uidmap` gives the full range".to_owned()
         }
-        _ => "`newuidmap` and `newgidmap` refuse the ranges of /etc/subuid and /etc/subgid; they have to be set-user-ID \
+        _ => {
+            "`newuidmap` and `newgidmap` refuse the ranges of /etc/subuid and /etc/subgid; they have to be set-user-ID \
               root, and the ranges this user's"
-            .to_owned(),
+                .to_owned()
+        }
     }
 }
 
@@ -186,6 +190,7 @@ pub(super) fn is_whole() -> io::Result<bool> {
 /// # Errors
 /// `/proc` cannot be read.
 pub fn count() -> io::Result<u32> {
-    let of = |kind| Ok::<_, io::Error>(read_map(kind)?.iter().fold(0, |sum: u32, range| sum.saturating_add(range.count)));
+    let of =
+        |kind| Ok::<_, io::Error>(read_map(kind)?.iter().fold(0, |sum: u32, range| sum.saturating_add(range.count)));
     Ok(of("uid")?.min(of("gid")?))
 }

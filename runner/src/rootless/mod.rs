@@ -10,8 +10,8 @@
 mod ids;
 mod refused;
 
-pub use ids::count as ids_of_this_process;
 use ids::Plan;
+pub use ids::count as ids_of_this_process;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid, waitid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, move_into_link_name_space};

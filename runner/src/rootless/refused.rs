@@ -27,9 +27,11 @@ pub(super) fn beforehand() -> Option<String> {
 /// What an answer of the kernel means.
 pub(super) fn told(error: Errno) -> String {
     match error {
-        Errno::NOSPC | Errno::USERS => "there are too many user namespaces; `sysctl -w user.max_user_namespaces=10000` \
+        Errno::NOSPC | Errno::USERS => {
+            "there are too many user namespaces; `sysctl -w user.max_user_namespaces=10000` \
                                         allows more"
-            .into(),
+                .into()
+        }
         Errno::INVAL | Errno::NOSYS => "this kernel has no user namespaces".into(),
         Errno::PERM => "user namespaces are forbidden here; in a container, `--security-opt seccomp=unconfined` or a \
                         profile with `unshare` and `clone` allows them"
@@ -46,7 +48,8 @@ fn another_can() -> bool {
     match xbuild_sys::fork_pid_namespace(false) {
         Ok(Forked::Child) => {
             let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            let made = xbuild_sys::unshare(UnshareFlags::NEWUSER.bits()).and_then(|()| super::ids::take_one((uid, gid)));
+            let made =
+                xbuild_sys::unshare(UnshareFlags::NEWUSER.bits()).and_then(|()| super::ids::take_one((uid, gid)));
             xbuild_sys::exit_now(u8::from(made.is_err()));
         }
         Ok(Forked::Parent { pidfd, .. }) => {

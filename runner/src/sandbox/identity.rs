@@ -6,8 +6,9 @@ use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, UnshareFlags, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, UnshareFlags, capabilities, capability_is_in_bounding_set,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 
 /// Takes everything beyond `keep` out of the bounding set, so that no later exec can bring it back.
@@ -37,8 +38,11 @@ pub(super) fn take_number(user: &Identity) -> Result<bool, Failure> {
     }
     let step = || format!("become user {}:{} in a namespace of one id", user.uid, user.gid);
     xbuild_sys::unshare(UnshareFlags::NEWUSER.bits()).during(step)?;
-    let maps =
-        [("setgroups", "deny".to_owned()), ("gid_map", format!("{} 0 1", user.gid)), ("uid_map", format!("{} 0 1", user.uid))];
+    let maps = [
+        ("setgroups", "deny".to_owned()),
+        ("gid_map", format!("{} 0 1", user.gid)),
+        ("uid_map", format!("{} 0 1", user.uid)),
+    ];
     for (file, value) in maps {
         std::fs::write(format!("/proc/self/{file}"), value).during(step)?;
     }

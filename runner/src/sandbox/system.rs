@@ -203,7 +203,8 @@ fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// Shows a device of the host's `/dev`, where a user namespace may not make one.
 fn show_device(dev: BorrowedFd<'_>, name: &str, host: &str) -> Result<(), Errno> {
-    let source = rustix::fs::open(format!("/dev/{host}"), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let source =
+        rustix::fs::open(format!("/dev/{host}"), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = openat(dev, name, flags, Mode::from_raw_mode(0o666))?;
     attach(clone_tree(source.as_fd(), false)?.as_fd(), target.as_fd())
@@ -253,7 +254,8 @@ fn protect(tree: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
     };
     let copy = clone_tree(target.as_fd(), mounted)?;
     let flags = MountFlags { readonly: true, ..MountFlags::default() };
-    xbuild_sys::set_mount_flags(copy.as_fd(), flags, mounted).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    xbuild_sys::set_mount_flags(copy.as_fd(), flags, mounted)
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     attach(copy.as_fd(), target.as_fd())
 }
 

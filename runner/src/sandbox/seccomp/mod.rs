@@ -70,8 +70,7 @@ pub fn docker_for(capabilities: u64) -> Vec<Instruction> {
 }
 
 /// Calls that set owners, and succeed without doing so where there is one owner only.
-const OWNERS: [&str; 8] =
-    ["chown", "chown32", "fchown", "fchown32", "fchownat", "lchown", "lchown32", "setgroups"];
+const OWNERS: [&str; 8] = ["chown", "chown32", "fchown", "fchown32", "fchownat", "lchown", "lchown32", "setgroups"];
 
 /// The filter over the other for a process in a namespace of one id: what would set an owner succeeds and does nothing, since
 /// programs of packages and installers take an error there for a failure of all.
