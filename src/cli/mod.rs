@@ -165,7 +165,9 @@ fn flags_with_values(command: clap::Command) -> clap::Command {
 
 fn dispatch(mut cli: Cli) -> Result<Outcome> {
     if cli.command.needs_store() {
-        cli.global.rights = rootless::Rights::take()?;
+        cli.global.rights = rootless::Rights::before();
+        let root = cli.global.root().ok().filter(|_| cli.command.is_about_containers());
+        cli.global.rights = rootless::Rights::take(root.as_deref())?;
     }
     let global = &cli.global;
     match cli.command {
@@ -195,6 +197,11 @@ fn dispatch(mut cli: Cli) -> Result<Outcome> {
 }
 
 impl Command {
+    /// Whether it may reach into containers that run.
+    fn is_about_containers(&self) -> bool {
+        matches!(self, Command::OnContainer(_) | Command::Container(_) | Command::Beside(_))
+    }
+
     /// Whether it works on the store, and so needs rights on its files.
     fn needs_store(&self) -> bool {
         !matches!(self, Command::Login(_) | Command::Logout(_) | Command::Search(_) | Command::Version(_))

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xbuild_engine::Engine;
+use xbuild_runner::container::Containers;
 use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::rootless::{self, Standing};
 
@@ -29,11 +30,26 @@ pub(crate) struct Rights {
 
 impl Rights {
     /// Gets this process all rights that it can have. Nothing else may run in it yet.
-    pub(crate) fn take() -> Result<Rights> {
+    ///
+    /// What reaches into the containers of the store at `beside` has to be in their user namespace.
+    pub(crate) fn take(beside: Option<&Path>) -> Result<Rights> {
         let was_root = rustix::process::geteuid().is_root();
         let login = std::env::var("USER").ok();
-        let standing = rootless::enter(login.as_deref()).context("cannot work without root")?;
+        let others = beside.into_iter().flat_map(|root| {
+            let found = Containers::of(root).list().unwrap_or_default();
+            found.into_iter().map(|found| found.state.pid).filter(|pid| *pid > 0)
+        });
+        let standing = rootless::enter(login.as_deref(), others).context("cannot work without root")?;
         Ok(Rights { standing, was_root })
+    }
+
+    /// Where a user's store is, before anything is known of rights; none for root.
+    pub(crate) fn before() -> Rights {
+        let standing = match rustix::process::geteuid().is_root() {
+            true => Standing::Root,
+            false => Standing::User { why: String::new() },
+        };
+        Rights { standing, was_root: false }
     }
 
     /// Where the store is if nobody says so.

@@ -57,7 +57,7 @@ impl User {
         let others = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         write("passwd", format!("{others}tester:x:{UID}:{UID}::{}:/bin/sh\n", place.join("home").display()));
         for file in ["subuid", "subgid"] {
-            write(file, if ids == Ids::Many { "tester:700000:65536\n".to_owned() } else { String::new() });
+            write(file, format!("root:0:100000\n{}", if ids == Ids::Many { "tester:700000:65536\n" } else { "" }));
         }
         write("xbuild", String::new());
         for name in ["home", "work"] {
@@ -236,8 +236,11 @@ fn ctrl_c_ends_a_users_build_and_what_it_runs() {
 #[test]
 fn without_user_namespaces_files_are_built_and_run_says_what_to_set() {
     let Some(user) = User::with(Ids::One) else { return };
+    if xbuild_testkit::find("newuidmap").is_none() || !Path::new("/etc/subuid").exists() {
+        return skip("there is no newuidmap to make a namespace with that forbids others");
+    }
     // Nobody in a namespace below may have further ones. The user is somebody there.
-    let forbid = "exec unshare --user --map-users=0,0,4294967294 --map-groups=0,0,4294967294 --keep-caps sh -c '\
+    let forbid = "exec unshare --user --map-users=0,0,100000 --map-groups=0,0,100000 sh -c '\
                   echo 0 > /proc/sys/user/max_user_namespaces; \
                   uid=$0; exec setpriv --reuid=$uid --regid=$uid --clear-groups -- \"$@\"' \"$uid\" \"$@\"";
     let xbuild = |arguments: &[&str]| user.after(forbid, &[]).args(arguments);

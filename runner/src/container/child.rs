@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use xbuild_sys::Forked;
+use xbuild_sys::{Birth, Forked};
 
 /// What the process has for standard input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,32 +58,65 @@ pub(super) struct Streams {
     pub(super) input_ends: bool,
 }
 
-/// What opens namespaces again that the monitor left for a moment.
+/// What processes are started with.
 #[derive(Debug)]
 pub(super) struct Home {
-    pid_namespace: OwnedFd,
     null: OwnedFd,
 }
 
 impl Home {
     pub(super) fn of_this_process() -> io::Result<Home> {
         let open = |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, rustix::fs::Mode::empty());
-        Ok(Home { pid_namespace: open("/proc/self/ns/pid", OFlags::RDONLY)?, null: open("/dev/null", OFlags::RDWR)? })
+        Ok(Home { null: open("/dev/null", OFlags::RDWR)? })
     }
+}
 
-    /// Forks with the children's pid namespace that `space` says.
-    fn fork(&self, space: &Space) -> io::Result<Forked> {
-        let Space::Of(pid) = space else {
-            return xbuild_sys::fork_pid_namespace(*space == Space::Own);
-        };
-        let other = sandbox::namespaces::open(*pid, "pid")?;
-        // Of the children to come, not of this process.
-        move_into_link_name_space(other.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
-        let forked = xbuild_sys::fork_pid_namespace(false);
-        if !matches!(forked, Ok(Forked::Child)) {
-            move_into_link_name_space(self.pid_namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
+/// Forks with the children's pid namespace that `space` says.
+fn fork(space: &Space) -> io::Result<Forked> {
+    match space {
+        Space::Of(pid) => fork_into(*pid),
+        space => xbuild_sys::fork_pid_namespace(*space == Space::Own),
+    }
+}
+
+/// Forks a process in the pid namespace of another. A process in between enters it, since root of a user namespace could not
+/// come back.
+fn fork_into(pid: u32) -> io::Result<Forked> {
+    let other = sandbox::namespaces::open(pid, "pid")?;
+    let (answer, say) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let between = match xbuild_sys::fork_pid_namespace(false)? {
+        Forked::Parent { pidfd, .. } => pidfd,
+        Forked::Child => {
+            // Of the children to come, not of this process.
+            let entered = move_into_link_name_space(other.as_fd(), Some(LinkNameSpaceType::ProcessID));
+            let forked = entered
+                .map_err(io::Error::from)
+                .and_then(|()| xbuild_sys::fork(Birth { sibling: true, ..Birth::default() }));
+            let number = match forked {
+                Ok(Forked::Child) => return Ok(Forked::Child),
+                Ok(Forked::Parent { pid, .. }) => i64::from(pid),
+                Err(error) => -i64::from(error.raw_os_error().unwrap_or(libc::EIO)),
+            };
+            let told = rustix::io::write(&say, &number.to_ne_bytes());
+            xbuild_sys::exit_now(u8::from(told.is_err()));
         }
-        forked
+    };
+    drop(say);
+    let mut number = [0; 8];
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(&answer, &mut number));
+    waitid(WaitId::PidFd(between.as_fd()), WaitIdOptions::EXITED)?;
+    if read? != number.len() {
+        return Err(io::Error::other("a process ended on its way into a container"));
+    }
+    match i64::from_ne_bytes(number) {
+        error @ ..=0 => Err(io::Error::from_raw_os_error(i32::try_from(-error).unwrap_or(libc::EIO))),
+        pid => {
+            let pid = u32::try_from(pid).map_err(io::Error::other)?;
+            let own = rustix::process::Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidData)?;
+            // It is a child of this process, so its number is its own until it is waited for.
+            let pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty())?;
+            Ok(Forked::Parent { pid, pidfd })
+        }
     }
 }
 
@@ -91,7 +124,7 @@ impl Child {
     /// Starts the container's own process.
     pub(super) fn start(home: &Home, spec: &Spec, devices: &DeviceControl, input: Input) -> io::Result<Child> {
         let (streams, theirs) = Streams::new(home, input, spec.console.is_some())?;
-        Child::fork(home, &spec.namespaces.pid, streams, |session| sandbox::enter_with(&session, theirs, devices, spec))
+        Child::fork(&spec.namespaces.pid, streams, |session| sandbox::enter_with(&session, theirs, devices, spec))
     }
 
     /// Starts another process beside the one whose id is `main`.
@@ -114,7 +147,7 @@ impl Child {
             console: request.console,
             cgroup,
         };
-        Child::fork(home, &Space::Of(main), streams, |session| sandbox::join::enter(&session, theirs, &joining))
+        Child::fork(&Space::Of(main), streams, |session| sandbox::join::enter(&session, theirs, &joining))
     }
 
     /// Has another runtime start the container's own process, or one beside it.
@@ -124,15 +157,15 @@ impl Child {
             Task::Process(_, request) => request.console.is_some(),
         };
         let (streams, theirs) = Streams::new(home, input, terminal)?;
-        let mut child = Child::fork(home, &Space::Host, streams, |session| external.supervise(session, theirs, task))?;
+        let mut child = Child::fork(&Space::Host, streams, |session| external.supervise(session, theirs, task))?;
         child.supervised = true;
         Ok(child)
     }
 
-    fn fork(home: &Home, space: &Space, streams: Streams, become_it: impl FnOnce(OwnedFd)) -> io::Result<Child> {
+    fn fork(space: &Space, streams: Streams, become_it: impl FnOnce(OwnedFd)) -> io::Result<Child> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        match home.fork(space)? {
+        match fork(space)? {
             Forked::Child => {
                 drop(ours);
                 become_it(theirs);

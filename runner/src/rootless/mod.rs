@@ -14,7 +14,7 @@ use ids::Plan;
 pub use ids::count as ids_of_this_process;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid, waitid};
-use rustix::thread::{CapabilitySet, UnshareFlags, capabilities};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, move_into_link_name_space};
 use std::io;
 use std::os::fd::AsFd;
 use xbuild_sys::Forked;
@@ -51,19 +51,23 @@ impl Standing {
     }
 }
 
-/// Becomes root of a user namespace where this process is neither root of the machine nor of another namespace. `login` is
-/// the user's name where `/etc/passwd` does not have it.
+/// Becomes root of a user namespace where this process is neither root of the machine nor of another namespace: of that which
+/// one of the user's processes `others` is in, if there is one, else of a new one. `login` is the user's name where
+/// `/etc/passwd` does not have it.
 ///
 /// To be called while the process has one thread.
 ///
 /// # Errors
 /// A namespace was entered and is of no use; the process cannot go on.
-pub fn enter(login: Option<&str>) -> io::Result<Standing> {
+pub fn enter(login: Option<&str>, others: impl IntoIterator<Item = u32>) -> io::Result<Standing> {
     if geteuid().is_root() && may_administrate() {
         return Ok(match ids::is_whole()? {
             true => Standing::Root,
             false => Standing::Namespace { ids: ids::count()?, shortfall: None },
         });
+    }
+    if others.into_iter().any(join) {
+        return Ok(Standing::Namespace { ids: ids::count()?, shortfall: None });
     }
     if let Some(why) = refused::beforehand() {
         return Ok(Standing::User { why });
@@ -74,6 +78,22 @@ pub fn enter(login: Option<&str>) -> io::Result<Standing> {
         Err(Entering::Refused(why)) => Ok(Standing::User { why: refused::told(why) }),
         Err(Entering::Failed(error)) => Err(error),
     }
+}
+
+/// Goes into the user namespace of a process, if that is one below and the user's.
+fn join(pid: u32) -> bool {
+    let is_own = || {
+        let own = std::fs::metadata("/proc/self/ns/user").ok()?;
+        let other = std::fs::metadata(format!("/proc/{pid}/ns/user")).ok()?;
+        Some(std::os::unix::fs::MetadataExt::ino(&own) == std::os::unix::fs::MetadataExt::ino(&other))
+    };
+    if is_own() != Some(false) {
+        return false;
+    }
+    // The kernel lets only a namespace's maker in.
+    crate::sandbox::namespaces::open(pid, "user")
+        .and_then(|space| move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::User)))
+        .is_ok()
 }
 
 /// Whether this process's user namespace, if it is not the machine's, has one id only: all files are its.

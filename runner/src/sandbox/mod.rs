@@ -81,7 +81,8 @@ pub(crate) fn visit(pid: u32) -> Result<(), Failure> {
 
 /// Mounts what a sandbox would see, in a namespace of this process's own, and takes it for its root.
 pub(crate) fn show_files(spec: &Spec) -> Result<(), Failure> {
-    xbuild_sys::unshare(UnshareFlags::NEWNS.bits()).during(|| "make a mount namespace".to_owned())?;
+    // Queues can be mounted by the owner of their namespace only.
+    xbuild_sys::unshare((UnshareFlags::NEWNS | UnshareFlags::NEWIPC).bits()).during(|| "make namespaces".to_owned())?;
     let host_root = open_directory("/")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during(|| "make the mounts private".to_owned())?;

@@ -100,11 +100,10 @@ fn socket(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<OwnedFd, Failure
     if type_of(source.as_fd()).during(label)? != FileType::Socket {
         return Err(Failure::Refused(format!("`{}` is not a socket", path.display())));
     }
-    if crate::rootless::is_inside() {
-        // It is the user's own, who would lose it.
-        return clone_tree(source.as_fd(), false).during(label);
+    // A user's own stays that: he would lose it to one of his other ids.
+    if !crate::rootless::is_inside() {
+        chownat(&source, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH).during(label)?;
     }
-    chownat(&source, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH).during(label)?;
     // An O_PATH descriptor takes no fchmod; its /proc link reaches exactly this socket. This is the host's /proc.
     let itself = format!("/proc/self/fd/{}", source.as_raw_fd());
     chmodat(CWD, itself, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty()).during(label)?;

@@ -227,8 +227,11 @@ pub(crate) fn mask(system: &System, staging: &mut Staging) -> Result<(), Failure
 }
 
 fn hide(tree: BorrowedFd<'_>, path: &str, null: BorrowedFd<'_>, empty: BorrowedFd<'_>) -> Result<(), Errno> {
-    let Some(target) = below(tree, path)? else {
-        return Ok(());
+    let target = match below(tree, path) {
+        Ok(Some(target)) => target,
+        // Not there, or something is mounted over it already: the container that this one runs in hides it, too.
+        Ok(None) | Err(Errno::XDEV) => return Ok(()),
+        Err(error) => return Err(error),
     };
     let directory = type_of(target.as_fd())? == FileType::Directory;
     let cover = clone_tree(if directory { empty } else { null }, false)?;
@@ -239,11 +242,20 @@ fn hide(tree: BorrowedFd<'_>, path: &str, null: BorrowedFd<'_>, empty: BorrowedF
 }
 
 fn protect(tree: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
-    let Some(target) = below(tree, path)? else {
-        return Ok(());
+    let (target, mounted) = match below(tree, path) {
+        Ok(Some(target)) => (target, false),
+        Ok(None) => return Ok(()),
+        // A mount of the container that this one runs in, with what that has below it.
+        Err(Errno::XDEV) => {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            (openat2(tree, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?, true)
+        }
+        Err(error) => return Err(error),
     };
-    let copy = clone_tree(target.as_fd(), false)?;
-    set_flags(&copy, MountFlags { readonly: true, ..MountFlags::default() })?;
+    let copy = clone_tree(target.as_fd(), mounted)?;
+    let flags = MountFlags { readonly: true, ..MountFlags::default() };
+    xbuild_sys::set_mount_flags(copy.as_fd(), flags, mounted)
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     attach(copy.as_fd(), target.as_fd())
 }
 
