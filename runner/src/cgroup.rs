@@ -110,10 +110,15 @@ pub(crate) fn change(spec: &CgroupSpec, settings: &[Setting]) -> Result<(), Fail
 
 /// Moves the calling process into a group that is there.
 pub(crate) fn enter(spec: &CgroupSpec) -> Result<(), Failure> {
+    enter_as(spec, 0)
+}
+
+/// The same for the process `pid`.
+pub(crate) fn enter_as(spec: &CgroupSpec, pid: u32) -> Result<(), Failure> {
     for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
         let group = hierarchy.group(spec);
         if group.is_dir() {
-            write(&group.join("cgroup.procs"), "0")
+            write(&group.join("cgroup.procs"), &pid.to_string())
                 .during(|| format!("join the control group `{}`", group.display()))?;
         }
     }

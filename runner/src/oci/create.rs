@@ -72,7 +72,7 @@ impl Runtime {
         if !xbuild_sys::is_single_threaded().at("look at", Path::new("/proc/self/task"))? {
             return Err(OciError::Refused("internal error: a runtime has one thread".to_owned()));
         }
-        let keep = kept(options)?;
+        let keep = kept(options.preserve_fds.saturating_add(options.listen_fds))?;
         let bundle = Bundle::load(bundle)?.with_listeners(options.listen_fds);
         let console = console(&bundle, options.console_socket.as_deref())?;
         let linux = bundle.linux()?;
@@ -165,8 +165,8 @@ pub(super) fn write_pid(file: &Path, pid: u32) -> Result<(), OciError> {
 }
 
 /// The number of the first descriptor that is not the program's; all below have to be there.
-pub(super) fn kept(options: &CreateOptions) -> Result<u32, OciError> {
-    let end = 3 + options.preserve_fds.saturating_add(options.listen_fds).min(1 << 16);
+pub(super) fn kept(count: u32) -> Result<u32, OciError> {
+    let end = 3 + count.min(1 << 16);
     // One that is missing would be taken by something of ours, which the program would then find there.
     match (3..end).find(|number| !xbuild_sys::is_open(*number)) {
         Some(number) => Err(OciError::Refused(format!("unable to preserve fd {number}: it is not open"))),
@@ -266,6 +266,15 @@ pub(super) fn expect(session: &OwnedFd, wanted: &Report) -> Result<(), OciError>
         Some(Report::Failed(failure)) => Err(failure.into()),
         Some(report) if std::mem::discriminant(&report) == std::mem::discriminant(wanted) => Ok(()),
         _ => Err(OciError::Refused("the first process ended unexpectedly".to_owned())),
+    }
+}
+
+/// Waits for the program to run, which is when nothing more can be said; a report is why it does not.
+pub(super) fn expect_end(session: &OwnedFd) -> Result<(), OciError> {
+    match receive::<Report>(session.as_fd()).during(|| "wait for the program to start".to_owned())? {
+        None => Ok(()),
+        Some(Report::Failed(failure)) => Err(failure.into()),
+        Some(_) => Err(OciError::Refused("the new process is not understood".to_owned())),
     }
 }
 

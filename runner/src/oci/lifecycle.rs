@@ -1,18 +1,15 @@
 //! What is done with containers that are there.
 
 use super::error::{At, OciError};
-use super::init::Report;
 use super::state::{Record, Runtime, Status, described};
 use super::{hooks, limits};
 use crate::cgroup;
-use crate::error::During;
-use crate::protocol::receive;
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -36,12 +33,7 @@ impl Runtime {
         fs::rename(&waiting, &taken).at("start the container in", &directory)?;
         let connection = knock(&directory).at("start the container in", &directory)?;
         fs::remove_file(&taken).at("remove", &taken)?;
-        // The end of the connection without a word is the start of the program.
-        match receive::<Report>(connection.as_fd()).during(|| "wait for the program to start".to_owned())? {
-            Some(Report::Failed(failure)) => return Err(failure.into()),
-            Some(_) => return Err(OciError::Refused("the first process is not understood".to_owned())),
-            None => {}
-        }
+        super::create::expect_end(&connection)?;
         let bundle = self.bundle_of(&record)?;
         let after = bundle.config().hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
         Ok(hooks::run_all("poststart", after, &described(&record, Status::Running).to_string()))

@@ -24,6 +24,8 @@ mod copy_up;
 mod create;
 mod devices;
 mod error;
+mod exec;
+mod features;
 pub(crate) mod generate;
 mod hooks;
 mod init;
@@ -33,10 +35,14 @@ mod mounts;
 mod options;
 mod rights;
 mod state;
+mod wait;
 
 pub use bundle::Bundle;
 pub use create::{CreateOptions, protect_program};
 pub use error::OciError;
+pub use exec::ExecOptions;
+pub use features::features;
 pub use state::{Record, Runtime, Status};
+pub use wait::{forward_signals, wait_for};
 
 pub use oci_spec;

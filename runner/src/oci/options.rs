@@ -131,6 +131,17 @@ pub(super) fn propagation(name: &str) -> Option<(u64, bool)> {
     PROPAGATION.iter().find(|(own, ..)| *own == name).map(|(_, flag, all)| (*flag, *all))
 }
 
+/// All options that mean something here, whatever the file system.
+pub(super) fn names() -> Vec<String> {
+    let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name);
+    let recursive = attributes.clone().map(|name| format!("r{name}"));
+    let others = ["async", "bind", "defaults", "rbind", "tmpcopyup"];
+    let plain = attributes.chain(PROPAGATION.iter().map(|(name, ..)| *name)).chain(others).map(str::to_owned);
+    let mut all: Vec<String> = plain.chain(recursive).collect();
+    all.sort();
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 use crate::capabilities::CAPABILITIES;
 use crate::error::{During, Failure};
 use crate::sandbox::identity::{self, CapabilityBits};
+use crate::sandbox::seccomp::Policy;
 use crate::spec::{Identity, Rlimit};
 use oci_spec::runtime::{Capabilities, LinuxSeccomp, Process};
 use std::fs;
@@ -100,7 +101,10 @@ pub(super) fn set_oom_score(process: &Process, pid: u32) -> Result<(), Failure> 
 pub(super) fn filter(seccomp: Option<&LinuxSeccomp>) -> Result<Option<Filter>, Failure> {
     match seccomp {
         None => Ok(None),
-        Some(_) => Err(Failure::Refused("linux.seccomp is not supported by this runtime".to_owned())),
+        Some(seccomp) => {
+            let policy = Policy::read(seccomp)?;
+            Ok(Some(Filter { program: policy.compile()?, flags: policy.flags }))
+        }
     }
 }
 

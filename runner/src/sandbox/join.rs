@@ -74,7 +74,7 @@ fn set_up(session: &OwnedFd, stdio: [OwnedFd; 3], joining: &Joining<'_>) -> Resu
 }
 
 /// By descriptor, never through a link of `/proc`, and checked to be inside (CVE-2024-21626).
-fn enter_directory(root: &Root, path: &str) -> Result<(), Failure> {
+pub(crate) fn enter_directory(root: &Root, path: &str) -> Result<(), Failure> {
     let refused = |why: &str| Failure::Exec { message: format!("chdir to cwd (\"{path}\"): {why}"), code: 126 };
     let directory = open_inside(root.fd(), path).map_err(|errno| refused(&std::io::Error::from(errno).to_string()))?;
     fchdir(&directory).map_err(|errno| refused(&std::io::Error::from(errno).to_string()))?;

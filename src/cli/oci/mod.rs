@@ -4,6 +4,7 @@
 //! that runs then: one thread, no store.
 
 mod log;
+mod run;
 
 use crate::cli::Outcome;
 use anyhow::{Context, Result};
@@ -13,7 +14,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xbuild_runner::container::signals;
-use xbuild_runner::oci::{CreateOptions, Runtime, protect_program};
+use xbuild_runner::oci::{Runtime, Status, features};
 
 /// Names of links that make the program a runtime.
 const NAMES: [&str; 2] = ["xbuild-oci", "xbuild-runtime"];
@@ -54,7 +55,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Make a container whose program waits for `start`
-    Create(CreateArgs),
+    Create(run::CreateArgs),
     /// Run the program of a container that was made
     Start(Id),
     /// Print the state of a container
@@ -63,35 +64,26 @@ enum Command {
     Kill(KillArgs),
     /// Remove a container that has ended
     Delete(DeleteArgs),
+    /// Run another process in a container
+    Exec(run::ExecArgs),
+    /// Make a container, run it, and remove it at its end
+    Run(run::RunArgs),
+    /// List containers
+    List(ListArgs),
+    /// List the processes of a container
+    Ps(PsArgs),
+    /// Stop the processes of a container for the time being
+    Pause(Id),
+    /// Let the processes of a container go on
+    Resume(Id),
+    /// Set other limits
+    Update(UpdateArgs),
+    /// Print what this runtime has
+    Features,
 }
 
 #[derive(clap::Args, Debug)]
 struct Id {
-    /// Name of the container
-    id: String,
-}
-
-/// Flags of `create`.
-#[derive(clap::Args, Debug)]
-struct CreateArgs {
-    /// Directory of the bundle
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    bundle: PathBuf,
-    /// Socket that takes the terminal
-    #[arg(long, value_name = "SOCKET")]
-    console_socket: Option<PathBuf>,
-    /// File for the process's ID
-    #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
-    /// Move the new root over the old one in place of exchanging them
-    #[arg(long)]
-    no_pivot: bool,
-    /// Make no session keyring (none is made)
-    #[arg(long, hide = true)]
-    no_new_keyring: bool,
-    /// Hand on so many descriptors, from 3 on
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    preserve_fds: u32,
     /// Name of the container
     id: String,
 }
@@ -115,6 +107,37 @@ struct DeleteArgs {
     /// Kill it if it runs, and do not mind if it is not there
     #[arg(short, long)]
     force: bool,
+    /// Name of the container
+    id: String,
+}
+
+/// Flags of `list`.
+#[derive(clap::Args, Debug)]
+struct ListArgs {
+    /// `table` or `json`
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
+    format: String,
+    /// Names only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Flags of `ps`.
+#[derive(clap::Args, Debug)]
+struct PsArgs {
+    /// `table` or `json`
+    #[arg(short, long, default_value = "table", value_parser = ["table", "json"])]
+    format: String,
+    /// Name of the container
+    id: String,
+}
+
+/// Flags of `update`.
+#[derive(clap::Args, Debug)]
+struct UpdateArgs {
+    /// File with `linux.resources`, as JSON; `-` for standard input
+    #[arg(short, long, value_name = "FILE")]
+    resources: PathBuf,
     /// Name of the container
     id: String,
 }
@@ -149,7 +172,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match run(&cli) {
+    match dispatch(&cli) {
         Ok(Outcome::Success) => ExitCode::SUCCESS,
         Ok(Outcome::Code(code)) => ExitCode::from(code),
         Err(error) => {
@@ -159,14 +182,21 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<Outcome> {
+fn dispatch(cli: &Cli) -> Result<Outcome> {
     if cli.systemd_cgroup {
         anyhow::bail!("--systemd-cgroup is not supported; have the caller use its cgroupfs driver");
     }
-    let root = std::path::absolute(&cli.root).unwrap_or_else(|_| cli.root.clone());
-    let runtime = Runtime::at(&root);
+    let runtime = Runtime::at(&run::absolute(&cli.root));
     match &cli.command {
-        Command::Create(args) => create(&runtime, args)?,
+        Command::Create(args) => run::create(&runtime, args)?,
+        Command::Run(args) => return run::run(&runtime, args, &|why| log::warning(cli, why)),
+        Command::Exec(args) => return run::exec(&runtime, args),
+        Command::List(args) => list(&runtime, args)?,
+        Command::Ps(args) => ps(&runtime, args)?,
+        Command::Pause(args) => runtime.freeze(&args.id, true)?,
+        Command::Resume(args) => runtime.freeze(&args.id, false)?,
+        Command::Update(args) => runtime.update(&args.id, &read_json(&args.resources)?)?,
+        Command::Features => print(&features())?,
         Command::Start(args) => runtime.start(&args.id)?.iter().for_each(|why| log::warning(cli, why)),
         Command::State(args) => print(&runtime.state(&args.id)?)?,
         Command::Kill(args) => {
@@ -180,21 +210,52 @@ fn run(cli: &Cli) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-fn create(runtime: &Runtime, args: &CreateArgs) -> Result<()> {
-    let listen_fds = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
-    let options = CreateOptions {
-        pid_file: args.pid_file.clone(),
-        console_socket: args.console_socket.clone(),
-        preserve_fds: args.preserve_fds,
-        listen_fds,
-        no_pivot: args.no_pivot,
-    };
-    protect_program(args.preserve_fds.saturating_add(listen_fds)).context("cannot protect the runtime's program")?;
-    runtime.create(&args.id, &args.bundle, &options)?;
-    Ok(())
-}
-
 fn print(value: &serde_json::Value) -> Result<()> {
     writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(value)?)?;
     Ok(())
+}
+
+fn list(runtime: &Runtime, args: &ListArgs) -> Result<()> {
+    let all = runtime.list()?;
+    let mut out = std::io::stdout().lock();
+    if args.quiet {
+        return all.iter().try_for_each(|one| writeln!(out, "{}", one.id)).map_err(Into::into);
+    }
+    if args.format == "json" {
+        let states: Vec<serde_json::Value> = all.iter().map(|one| runtime.state(&one.id)).collect::<Result<_, _>>()?;
+        return print(&serde_json::Value::Array(states));
+    }
+    writeln!(out, "{:<24} {:<10} {:<10} {:<40} CREATED", "ID", "PID", "STATUS", "BUNDLE")?;
+    for one in &all {
+        let status = runtime.status(one);
+        let pid = if status == Status::Stopped { 0 } else { one.pid };
+        let bundle = one.bundle.display().to_string();
+        writeln!(out, "{:<24} {pid:<10} {:<10} {bundle:<40} {}", one.id, status.name(), one.created)?;
+    }
+    Ok(())
+}
+
+fn ps(runtime: &Runtime, args: &PsArgs) -> Result<()> {
+    let all = runtime.processes(&args.id)?;
+    if args.format == "json" {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&all)?)?;
+        return Ok(());
+    }
+    writeln!(std::io::stdout(), "{:<10} CMD", "PID")?;
+    for pid in all {
+        // One that has ended since has none.
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        writeln!(std::io::stdout(), "{pid:<10} {}", String::from_utf8_lossy(&line).replace('\0', " ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// Reads a file of JSON; `-` is standard input.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let read = match path.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(path),
+    };
+    let text = read.with_context(|| format!("cannot read `{}`", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("cannot understand `{}`", path.display()))
 }

@@ -204,10 +204,11 @@ impl Monitor {
     /// Writes the last words, lets go of the container, and says farewell.
     pub(super) fn leave(&mut self, last: &Answer) {
         let failed = matches!(last, Answer::Failed { .. });
-        self.listener = None;
         self.restart_at = None;
-        let _ = std::fs::remove_file("socket");
+        // Before the socket goes: whoever finds it gone looks here.
         self.write_state();
+        self.listener = None;
+        let _ = std::fs::remove_file("socket");
         if let Some(devices) = &self.devices {
             devices.dissolve();
         }

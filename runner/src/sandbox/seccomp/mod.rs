@@ -4,10 +4,12 @@
 //! first looks at the architecture of the call: a 64-bit process can make 32-bit calls with other numbers.
 
 mod bpf;
+mod policy;
 #[cfg(test)]
 mod tests;
 
 use bpf::{ARCHITECTURE, ENOSYS, EPERM, JUMP_AT_LEAST, JUMP_EQUAL, KILL, NUMBER, Verdict};
+pub use policy::Policy;
 use std::sync::OnceLock;
 use xbuild_sys::Instruction;
 
@@ -49,14 +51,16 @@ const AARCH64_TABLE: Architecture =
 /// The filter for the machine this program was built for. Compiled at first use and kept.
 pub fn docker_default() -> &'static [Instruction] {
     static PROGRAM: OnceLock<Vec<Instruction>> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if cfg!(target_arch = "x86_64") {
-            compile(&[X86_64_TABLE, I386_TABLE], &[])
-        } else {
-            // On other machines every call is of an unknown architecture, and the process ends: closed, not open.
-            compile(&[AARCH64_TABLE], &[])
-        }
-    })
+    PROGRAM.get_or_init(|| compile(tables(), &[]))
+}
+
+/// The architectures whose calls can be made on this machine.
+fn tables() -> &'static [Architecture] {
+    match cfg!(target_arch = "x86_64") {
+        true => &[X86_64_TABLE, I386_TABLE],
+        // On other machines every call is of an unknown architecture, and the process ends: closed, not open.
+        false => &[AARCH64_TABLE],
+    }
 }
 
 /// The filter for a process with these capabilities, one bit for each number.
@@ -65,9 +69,7 @@ pub fn docker_for(capabilities: u64) -> Vec<Instruction> {
     if more.is_empty() {
         return docker_default().to_vec();
     }
-    let tables: &[Architecture] =
-        if cfg!(target_arch = "x86_64") { &[X86_64_TABLE, I386_TABLE] } else { &[AARCH64_TABLE] };
-    compile(tables, &more)
+    compile(tables(), &more)
 }
 
 fn more_calls(capabilities: u64) -> Vec<&'static str> {
@@ -152,10 +154,14 @@ pub(crate) fn described(capabilities: u64) -> serde_json::Value {
 }
 
 fn compile(architectures: &[Architecture], more: &[&str]) -> Vec<Instruction> {
+    dispatch(architectures.iter().map(|architecture| (architecture.audit, body(architecture, more))))
+}
+
+/// Chooses by the architecture of the call; those of others end the process.
+fn dispatch(bodies: impl Iterator<Item = (u32, Vec<Instruction>)>) -> Vec<Instruction> {
     let mut program = vec![bpf::load(ARCHITECTURE)];
-    for architecture in architectures {
-        let body = body(architecture, more);
-        program.push(bpf::branch(JUMP_EQUAL, architecture.audit, 1, 0));
+    for (audit, body) in bodies {
+        program.push(bpf::branch(JUMP_EQUAL, audit, 1, 0));
         program.push(bpf::jump(body.len()));
         program.extend(body);
     }
@@ -164,13 +170,20 @@ fn compile(architectures: &[Architecture], more: &[&str]) -> Vec<Instruction> {
 }
 
 fn body(architecture: &Architecture, more: &[&str]) -> Vec<Instruction> {
+    let calls = calls(architecture.table, more);
+    // Newer than the policy: programs fall back on ENOSYS, and many break on EPERM.
+    let newer = Verdict::Refuse(ENOSYS);
+    guarded(architecture, bpf::search(&bpf::ranges(&calls, &Verdict::Refuse(EPERM), LAST_KNOWN, &newer)))
+}
+
+/// Loads the number of the call and refuses those that are not the architecture's own.
+fn guarded(architecture: &Architecture, search: Vec<Instruction>) -> Vec<Instruction> {
     let mut code = vec![bpf::load(NUMBER)];
     if let Some(limit) = architecture.limit {
         code.push(bpf::branch(JUMP_AT_LEAST, limit, 0, 1));
         code.push(bpf::ret(bpf::refuse(ENOSYS)));
     }
-    let calls = calls(architecture.table, more);
-    code.extend(bpf::search(&bpf::ranges(&calls, &Verdict::Refuse(EPERM), LAST_KNOWN)));
+    code.extend(search);
     code
 }
 

@@ -1,4 +1,4 @@
-use super::bpf::{ALLOW, AND, JUMP, KILL, LOAD, RETURN, refuse};
+use super::bpf::{ALLOW, AND, JUMP, JUMP_GREATER, KILL, LOAD, RETURN, refuse};
 use super::*;
 
 /// Runs a filter as the kernel does, on one call.
@@ -15,6 +15,7 @@ fn run(program: &[Instruction], architecture: u32, number: u32, argument: u64) -
                     NUMBER => number,
                     ARCHITECTURE => architecture,
                     16 => argument as u32,
+                    20 => (argument >> 32) as u32,
                     other => panic!("load from offset {other}"),
                 }
             }
@@ -22,6 +23,7 @@ fn run(program: &[Instruction], architecture: u32, number: u32, argument: u64) -
             JUMP => at += constant as usize,
             JUMP_EQUAL => branch(accumulator == constant),
             JUMP_AT_LEAST => branch(accumulator >= constant),
+            JUMP_GREATER => branch(accumulator > constant),
             RETURN => return constant,
             other => panic!("instruction {other:#x}"),
         }
@@ -51,6 +53,7 @@ fn every_number_gets_its_verdict() {
             let expected = match calls.iter().find(|(known, _)| *known == number).map(|(_, verdict)| verdict) {
                 Some(Verdict::Allow | Verdict::FirstArgumentIsNot(_) | Verdict::FirstArgumentIn { .. }) => ALLOW,
                 Some(Verdict::Refuse(errno)) => refuse(*errno),
+                Some(Verdict::Return(_) | Verdict::Conditional(..)) => unreachable!("docker's policy has none"),
                 None if number > LAST_KNOWN => refuse(ENOSYS),
                 None => refuse(EPERM),
             };
@@ -112,6 +115,66 @@ fn every_name_of_the_policy_has_a_number_somewhere() {
     for name in words(POLICY).filter(|name| !arm.contains(name)) {
         if !numbered.contains(name) {
             assert!(["recv", "send", "sync_file_range2"].contains(&name), "`{name}` has no number");
+        }
+    }
+}
+
+fn policy(text: &str) -> Vec<Instruction> {
+    Policy::read(&serde_json::from_str(text).unwrap()).unwrap().compile().unwrap()
+}
+
+#[test]
+fn conditions_of_others_compare_all_bits() {
+    const BIG: u64 = 0x1_0000_0005;
+    type Holds = fn(u64) -> bool;
+    let cases: [(&str, Holds); 7] = [
+        ("EQ", |argument| argument == BIG),
+        ("NE", |argument| argument != BIG),
+        ("LT", |argument| argument < BIG),
+        ("LE", |argument| argument <= BIG),
+        ("GE", |argument| argument >= BIG),
+        ("GT", |argument| argument > BIG),
+        ("MASKED_EQ", |argument| argument & BIG == 4),
+    ];
+    for (op, holds) in cases {
+        let program = policy(&format!(
+            r#"{{ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ {{ "names": ["close"], "action": "SCMP_ACT_ALLOW",
+                "args": [ {{ "index": 0, "value": {BIG}, "valueTwo": 4, "op": "SCMP_CMP_{op}" }} ] }} ] }}"#
+        ));
+        for argument in [0, 4, 5, 6, 1 << 32, BIG - 1, BIG, BIG + 1, 0x2_0000_0000, 0x2_0000_0005, u64::MAX] {
+            let expected = if holds(argument) { ALLOW } else { refuse(EPERM) };
+            assert_eq!(run(&program, AUDIT_X86_64, 3, argument), expected, "{op} {argument:#x}");
+        }
+    }
+}
+
+#[test]
+fn policies_of_others_keep_to_their_actions() {
+    let program = policy(
+        r#"{ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"], "syscalls": [
+            { "names": ["mkdir", "swapon", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 },
+            { "names": ["close"], "action": "SCMP_ACT_KILL_PROCESS",
+              "args": [ { "index": 0, "value": 1, "op": "SCMP_CMP_EQ" }, { "index": 0, "value": 2, "op": "SCMP_CMP_EQ" } ] }
+        ] }"#,
+    );
+    let x86 = |number, argument| run(&program, AUDIT_X86_64, number, argument);
+    assert_eq!([x86(83, 0), x86(167, 0), x86(0, 0), x86(1000, 0)], [refuse(38), refuse(38), ALLOW, ALLOW]);
+    assert_eq!([x86(3, 0), x86(3, 1), x86(3, 2)], [ALLOW, KILL, KILL]);
+    assert_eq!(run(&program, AUDIT_I386, 1, 0), KILL);
+}
+
+#[test]
+fn docker_s_policy_in_the_specification_s_words_is_the_same() {
+    for capabilities in [crate::spec::DEFAULT_CAPABILITIES, u64::MAX] {
+        let own = docker_for(capabilities);
+        let described = policy(&described(capabilities).to_string());
+        for audit in [AUDIT_X86_64, AUDIT_I386] {
+            for number in 0..LAST_KNOWN + 40 {
+                for argument in [0, 8, 17, 40, 0x1000_0000, 0xffff_ffff] {
+                    let answers = [&own, &described].map(|program| run(program, audit, number, argument));
+                    assert_eq!(answers[0], answers[1], "call {number} of {audit:#x} with {argument:#x}");
+                }
+            }
         }
     }
 }
