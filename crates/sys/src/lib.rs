@@ -6,11 +6,13 @@
 
 mod mounts;
 mod network;
+mod notify;
 mod process;
 mod seccomp;
 
 pub use mounts::{MountFlags, set_mount_flags};
 pub use network::loopback_up;
+pub use notify::{SupervisedCall, Supervisor, Verdict, load_supervised_filter};
 pub use process::{
     Forked, adopt, block_signals, close_from, close_inherited, execute, exit_now, fork_pid_namespace,
     is_single_threaded, kill, pidfd_kill, release_code, reset_signals, unshare, wait_signal,
