@@ -321,11 +321,7 @@ impl<W: Worker> Bench<W> {
         }
     }
 
-    fn answer(
-        &self,
-        vertex: VertexId,
-        work: impl FnOnce(&W, &Graph, &Cancel) -> Result<Event<W::Output>, W::Error>,
-    ) {
+    fn answer(&self, vertex: VertexId, work: impl FnOnce(&W, &Graph, &Cancel) -> Result<Event<W::Output>, W::Error>) {
         let attempt = std::panic::AssertUnwindSafe(|| work(&self.worker, &self.graph, &self.cancel));
         let answer = std::panic::catch_unwind(attempt).map_or(Err(None), |answer| answer.map_err(Some));
         // The answer is ignored only when the solve itself is gone.

@@ -7,6 +7,7 @@ mod containers;
 mod contexts;
 mod copying;
 mod errors;
+mod faults;
 mod images;
 mod interrupt;
 mod network;

@@ -47,7 +47,8 @@ pub fn with_fault(call: Call, places: &[&Path], fault: Fault, at: usize) -> (Don
     std::thread::scope(|scope| {
         let runner = scope.spawn(|| {
             // The filter is this thread's and of what it starts.
-            give.send(load_supervised_filter(&filter()).expect("a filter can be loaded by root")).expect("is waited for");
+            give.send(load_supervised_filter(&filter()).expect("a filter can be loaded by root"))
+                .expect("is waited for");
             let running = call.start();
             target.store(running.id(), Ordering::SeqCst);
             running.wait()
@@ -181,7 +182,13 @@ fn filter() -> Vec<Instruction> {
                     Only::Bits(bits) => instruction(HAS, 0, 1, bits),
                     Only::Value(value) => instruction(EQUAL, 0, 1, value),
                 };
-                program.extend([instruction(EQUAL, 0, 4, number), instruction(LOAD, 0, 0, argument(n)), test, ask, pass]);
+                program.extend([
+                    instruction(EQUAL, 0, 4, number),
+                    instruction(LOAD, 0, 0, argument(n)),
+                    test,
+                    ask,
+                    pass,
+                ]);
             }
         }
     }
