@@ -204,6 +204,12 @@ fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// Keeps what this process knows from core dumps and other processes of the user, now that it knows secrets.
+pub(crate) fn keep_out_of_dumps() {
+    // It cannot fail with a known behaviour.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
@@ -233,7 +239,11 @@ impl Global {
     pub(crate) fn engine(&self) -> Result<Engine> {
         let root = self.root()?;
         let snapshotter = snapshotter()?;
-        let engine = Engine::open(&root, docker_config().as_deref(), clock)
+        let docker_config = docker_config();
+        if docker_config.as_ref().is_some_and(|directory| directory.join("config.json").exists()) {
+            keep_out_of_dumps();
+        }
+        let engine = Engine::open(&root, docker_config.as_deref(), clock)
             .with_context(|| format!("cannot open the store at `{}`", root.display()))?;
         Ok(engine.with_snapshotter(snapshotter))
     }
