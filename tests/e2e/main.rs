@@ -17,6 +17,7 @@ mod registry;
 mod run;
 mod secrets;
 mod sharing;
+mod soak;
 mod store;
 mod trees;
 mod volumes;
