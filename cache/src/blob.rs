@@ -2,7 +2,7 @@
 
 use crate::store::now_ms;
 use crate::{At, Staging, Store, StoreError};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -68,11 +68,15 @@ impl BlobWriter<'_> {
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).at("make", parent)?;
         }
+        let mut db = self.store.db();
+        // Name and row in one transaction: a collection that forgot an equal blob does not take this one away.
+        let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         fs::rename(&from, &to).at("publish", &to)?;
-        self.store.db().execute(
+        change.execute(
             "INSERT INTO blobs VALUES (?1, ?2, ?3, ?3, ?4) ON CONFLICT DO UPDATE SET last_used=?3",
             params![digest.as_bytes(), size as i64, now_ms(), self.store.epoch()],
         )?;
+        change.commit()?;
         Ok((digest, size))
     }
 }

@@ -233,12 +233,7 @@ impl Store {
             }
             change.commit()?;
         }
-        let shared: BTreeSet<String> = {
-            let db = self.db();
-            let mut query = db.prepare("SELECT dirs FROM trees WHERE dirs<>''")?;
-            let rows: Vec<String> = query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-            rows.iter().flat_map(|d| d.split_ascii_whitespace()).map(str::to_owned).collect()
-        };
+        let shared = self.named_directories()?;
         let mut bytes = 0;
         for (id, dirs, size) in gone {
             let (kept, free): (Vec<_>, Vec<_>) = dirs.split_ascii_whitespace().partition(|d| shared.contains(*d));
@@ -289,12 +284,10 @@ impl Store {
         }
         change.commit()?;
         drop(db);
-        for (digest, size) in gone {
-            let digest = Digest::from_bytes(digest);
-            self.discard(&self.blob_path(digest))?;
-            out.bytes += size as u64;
-            out.entries.push(digest.to_string());
-        }
+        let digests: Vec<Digest> = gone.iter().map(|(digest, _)| Digest::from_bytes(*digest)).collect();
+        self.discard_blobs(&digests)?;
+        out.bytes += gone.iter().map(|(_, size)| *size as u64).sum::<u64>();
+        out.entries.extend(digests.iter().map(Digest::to_string));
         Ok(())
     }
 
@@ -380,7 +373,10 @@ impl Store {
     }
 
     /// Verifies that every row has its files and every blob its digest; with `repair` drops what does not hold.
+    ///
+    /// What died processes left half done is no problem: it is thrown away as by [`Store::sweep`].
     pub fn check(&self, repair: bool) -> Result<Vec<Problem>, StoreError> {
+        self.discard_orphans()?;
         let mut problems = Vec::new();
         let integrity: String = self.db().query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
         if integrity != "ok" {
@@ -400,14 +396,12 @@ impl Store {
             query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect::<Result<_, _>>()?
         };
         let mut sound = BTreeSet::from([0]);
-        let mut named = BTreeSet::new();
         for (id, parent, dirs) in &rows {
             let missing =
                 dirs.split_ascii_whitespace().find(|d| !self.root().join("trees").join(d).join("fs").is_dir());
             match missing {
                 None if sound.contains(parent) => {
                     sound.insert(*id);
-                    named.extend(dirs.split_ascii_whitespace().map(str::to_owned));
                 }
                 missing => {
                     let why =
@@ -415,8 +409,6 @@ impl Store {
                     problems.push(Problem { what: format!("tree {id}: {why}"), repaired: repair });
                     if repair {
                         self.db().execute("DELETE FROM trees WHERE id=?1", [id])?;
-                    } else {
-                        named.extend(dirs.split_ascii_whitespace().map(str::to_owned));
                     }
                 }
             }
@@ -425,16 +417,6 @@ impl Store {
             let db = self.db();
             db.execute("DELETE FROM records WHERE tree<>0 AND tree NOT IN (SELECT id FROM trees)", [])?;
             db.execute("DELETE FROM keys WHERE record NOT IN (SELECT id FROM records)", [])?;
-        }
-        let trees = self.root().join("trees");
-        for entry in fs::read_dir(&trees).at("read", &trees)?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !named.contains(&name) && self.oldest_session(true)? >= now_ms() - 1000 {
-                problems.push(Problem { what: format!("`trees/{name}` belongs to nothing"), repaired: repair });
-                if repair {
-                    self.discard(&entry.path())?;
-                }
-            }
         }
         Ok(())
     }

@@ -29,6 +29,7 @@ mod image;
 mod index;
 mod lease;
 mod lock;
+mod orphans;
 mod record;
 mod store;
 mod trash;
@@ -63,7 +64,10 @@ pub enum StoreError {
     },
     /// The index failed.
     #[error("the store's index failed")]
-    Index(#[from] rusqlite::Error),
+    Index(#[source] rusqlite::Error),
+    /// The index has no room to grow.
+    #[error("the store's index cannot grow")]
+    Full(#[source] io::Error),
     /// The root was made by another version.
     #[error("the store at `{}` has format {found}, this xbuild reads {expected}", root.display())]
     Format {
@@ -95,6 +99,15 @@ pub enum StoreError {
     /// Something named is not in the store.
     #[error("{0} is not in the store")]
     Missing(String),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full(rustix::io::Errno::NOSPC.into()),
+            _ => Self::Index(error),
+        }
+    }
 }
 
 /// Adds action and path to an I/O result.

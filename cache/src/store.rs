@@ -97,7 +97,7 @@ impl Store {
         let began = now_ms();
         session.file().write_all(began.to_string().as_bytes()).at("write", &session_path)?;
         let epoch = epoch_of(&root)?;
-        let db = index::open(&root.join("index.db"), &epoch)?;
+        let db = open_index(&root, &epoch)?;
         let trash = Arc::new(Trash::new(root.join("trash"), &owner));
         Ok(Self {
             root,
@@ -206,17 +206,10 @@ impl Store {
         self.trash.put(path)
     }
 
-    /// Frees what is in the trash and what dead sessions left in staging. Slow; not for the build path.
+    /// Frees what is in the trash and what dead sessions left. Slow; not for the build path.
     pub fn sweep(&self) -> Result<(), StoreError> {
-        for folder in ["trash", "staging"] {
-            let folder_path = self.root.join(folder);
-            for entry in fs::read_dir(&folder_path).at("read", &folder_path)?.flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if folder == "staging" && (name == self.owner || self.session_is_live(&name)?) {
-                    continue;
-                }
-                trash::free(&entry.path())?;
-            }
+        if free_leftovers(&self.root)?.of_dead {
+            self.discard_orphans()?;
         }
         Ok(())
     }
@@ -254,9 +247,8 @@ impl Store {
         some("trash") || some("staging")
     }
 
-    fn session_is_live(&self, owner: &str) -> Result<bool, StoreError> {
-        let path = self.root.join("locks").join(format!("session-{owner}"));
-        Ok(path.exists() && FileLock::try_take(&path)?.is_none())
+    pub(crate) fn session_is_live(&self, owner: &str) -> Result<bool, StoreError> {
+        Ok(owner == self.owner || is_live(&self.root, owner)?)
     }
 
     /// When the oldest live session began, in milliseconds since the epoch. Locks of dead sessions are removed.
@@ -290,9 +282,9 @@ impl Store {
         &self.epoch
     }
 
+    /// A name that tells whose it is.
     pub(crate) fn new_name(&self) -> String {
-        let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        blake3::hash(format!("{} {n} {}", self.owner, nanos()).as_bytes()).to_hex()[..16].to_owned()
+        format!("{}-{}", self.owner, self.counter.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -313,6 +305,62 @@ fn check_owner(root: &Path, format: &io::Result<String>) -> Result<(), StoreErro
         }
         _ => Ok(()),
     }
+}
+
+/// Opens the index. Where there is no room for that, rubbish is freed first: nothing can be pruned before.
+fn open_index(root: &Path, epoch: &str) -> Result<Connection, StoreError> {
+    use rusqlite::ErrorCode::{CannotOpen, SystemIoFailure};
+    let path = root.join("index.db");
+    let error = match index::open(&path, epoch) {
+        Ok(db) => return Ok(db),
+        Err(error) => error,
+    };
+    let by_disk = match &error {
+        StoreError::Full(_) => true,
+        StoreError::Index(e) => matches!(e.sqlite_error_code(), Some(CannotOpen | SystemIoFailure)),
+        _ => false,
+    };
+    if !by_disk {
+        return Err(error);
+    }
+    let freed = free_leftovers(root).is_ok_and(|freed| freed.any);
+    // SQLite does not say why a file could not be made longer; this does.
+    let probe = root.join(format!("staging/.probe-{}", std::process::id()));
+    let written = fs::write(&probe, [0; 64 << 10]);
+    let _ = fs::remove_file(&probe);
+    written.at("write", &probe)?;
+    if freed { index::open(&path, epoch) } else { Err(error) }
+}
+
+fn is_live(root: &Path, owner: &str) -> Result<bool, StoreError> {
+    let path = root.join("locks").join(format!("session-{owner}"));
+    Ok(path.exists() && FileLock::try_take(&path)?.is_none())
+}
+
+/// What was there to free.
+#[derive(Default)]
+struct Freed {
+    any: bool,
+    of_dead: bool,
+}
+
+/// Frees the trash, and the staging directories of dead sessions.
+fn free_leftovers(root: &Path) -> Result<Freed, StoreError> {
+    let mut freed = Freed::default();
+    for folder in ["trash", "staging"] {
+        let folder_path = root.join(folder);
+        for entry in fs::read_dir(&folder_path).at("read", &folder_path)?.flatten() {
+            if folder == "staging" {
+                if is_live(root, &entry.file_name().to_string_lossy())? {
+                    continue;
+                }
+                freed.of_dead = true;
+            }
+            trash::free(&entry.path())?;
+            freed.any = true;
+        }
+    }
+    Ok(freed)
 }
 
 fn create(root: &Path, format: &Path) -> Result<(), StoreError> {

@@ -91,18 +91,20 @@ impl Store {
         let chain_id = known.map(|diff_id| Digest::chain(below, diff_id));
         let changes = new.changes.or_else(|| new.diff_id.map(changes_of_layer));
         let now = now_ms();
+        let own = &names[..names.len() - new.reuse.len()];
+        let discard_own = || own.iter().try_for_each(|name| self.discard(&self.root().join("trees").join(name)));
         let db = self.db();
         let inserted = db.execute(
             "INSERT OR IGNORE INTO trees (parent, dirs, chain_id, diff_id, changes, created, last_used, epoch)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)",
             params![parent.0, names.join(" "), bytes(chain_id), bytes(new.diff_id), changes, now, self.epoch()],
-        )?;
+        );
+        let inserted = inserted.inspect_err(|_| drop(discard_own()))?;
         let id = db.last_insert_rowid();
         drop(db);
         match chain_id {
             Some(chain_id) if inserted == 0 => {
-                let own = &names[..names.len() - new.reuse.len()];
-                own.iter().try_for_each(|n| self.discard(&self.root().join("trees").join(n)))?;
+                discard_own()?;
                 self.tree_by_chain(chain_id)?.ok_or_else(|| StoreError::Missing(format!("the layer {chain_id}")))
             }
             _ => Ok(TreeId(id)),

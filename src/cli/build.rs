@@ -308,6 +308,7 @@ fn inputs(args: &BuildArgs) -> Result<(ContextInput, DockerfileInput)> {
 
 /// `id=NAME[,src=FILE|,env=VAR][,type=file|env]`.
 fn secret(text: &str) -> Result<(String, SecretValue)> {
+    super::keep_out_of_dumps();
     let mut id = None;
     let (mut file, mut variable, mut kind) = (None, None, None);
     for (key, value) in pairs(text)? {

@@ -230,6 +230,12 @@ fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// Keeps what this process knows from core dumps and other processes of the user, now that it knows secrets.
+pub(crate) fn keep_out_of_dumps() {
+    // It cannot fail with a known behaviour.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
@@ -254,7 +260,11 @@ impl Global {
     pub(crate) fn engine(&self) -> Result<Engine> {
         let root = self.root()?;
         let snapshotter = snapshotter()?;
-        let engine = Engine::open(&root, docker_config().as_deref(), clock)
+        let docker_config = docker_config();
+        if docker_config.as_ref().is_some_and(|directory| directory.join("config.json").exists()) {
+            keep_out_of_dumps();
+        }
+        let engine = Engine::open(&root, docker_config.as_deref(), clock)
             .with_context(|| format!("cannot open the store at `{}`", root.display()))?;
         self.rights.introduce(&engine)?;
         Ok(engine.with_snapshotter(snapshotter).without_sandbox(self.rights.no_sandbox()))

@@ -107,6 +107,7 @@ pub(crate) fn login(args: &LoginArgs, global: &Global) -> Result<Outcome> {
         Some(user) => user.clone(),
         None => ask("Username: ", false)?,
     };
+    super::keep_out_of_dumps();
     let password = match &args.password {
         _ if args.password_stdin => {
             let mut text = String::new();

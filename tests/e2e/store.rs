@@ -140,11 +140,6 @@ fn a_killed_build_leaves_a_valid_store_and_nothing_that_runs() {
         if lab.path("app.tar").exists() {
             Image::only(&lab.path("app.tar"));
         }
-        // Directories that were renamed and got no row yet are the one thing that may be left.
-        let found = lab.xbuild(&["store", "check"]).run().out();
-        let harmless = |line: &str| line.ends_with("belongs to nothing") || line.ends_with(" problems");
-        assert!(found.lines().all(harmless), "{found}");
-        lab.xbuild(&["store", "check", "--repair"]).ok();
         check(&lab);
         if round % 3 == 2 {
             lab.xbuild(&output).ok();

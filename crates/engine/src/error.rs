@@ -100,11 +100,8 @@ impl EngineError {
         }
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
-            let full = error
-                .downcast_ref::<io::Error>()
-                .is_some_and(|e| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded));
-            // The words of SQLite.
-            if full || error.to_string() == "database or disk is full" {
+            let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            if error.downcast_ref().is_some_and(full) {
                 return true;
             }
             cause = error.source();

@@ -6,11 +6,13 @@
 
 mod mounts;
 mod network;
+mod notify;
 mod process;
 mod seccomp;
 
 pub use mounts::{MountChange, MountFlags, change_mount, set_mount_flags};
 pub use network::loopback_up;
+pub use notify::{SupervisedCall, Supervisor, Verdict, load_supervised_filter};
 pub use process::{
     Birth, Forked, adopt, block_signals, close_from, close_inherited, close_others, execute, exit_now, fork,
     fork_pid_namespace, is_open, is_single_threaded, keep_open, kill, pidfd_kill, release_code, reset_signals, unshare,

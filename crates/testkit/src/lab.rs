@@ -73,6 +73,11 @@ impl Lab {
         self.call(&self.program).env("XBUILD_ROOT", self.root()).args(arguments)
     }
 
+    /// The program that is tested.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// A call of another program.
     pub fn tool(&self, program: &str, arguments: &[&str]) -> Call {
         let path = find(program).unwrap_or_else(|| panic!("`{program}` is not installed"));
