@@ -104,7 +104,7 @@ impl Lab {
             if found.is_empty() {
                 return;
             }
-            assert!(start.elapsed().as_secs() < 20, "left over:\n{}", found.join("\n"));
+            assert!(start.elapsed().as_secs() < 60, "left over:\n{}", found.join("\n"));
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
