@@ -4,7 +4,7 @@ use crate::lab;
 use xbuild_testkit::{Lab, Registry};
 
 /// `tester` with the password `right-password`.
-const USERS: &str = "tester:$2y$05$abcdefghijklmnopqrstuuBO.kmgTJhdt40M5ZyHgFmcpBdUb9aS.\n";
+pub(crate) const USERS: &str = "tester:$2y$05$abcdefghijklmnopqrstuuBO.kmgTJhdt40M5ZyHgFmcpBdUb9aS.\n";
 const RIGHT: &str = "dGVzdGVyOnJpZ2h0LXBhc3N3b3Jk";
 const WRONG: &str = "dGVzdGVyOndyb25nLXBhc3N3b3Jk";
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use xbuild_cache::tree::View;
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
 use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, Platform, SecurityMode};
+use xbuild_runner::rootless::has_one_id;
 use xbuild_runner::{
     CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Running, SandboxError, Security, Spec, Stdio, users,
 };
@@ -67,6 +68,11 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
         return Ok(Output::Tree(parent));
     }
     root.finish(&worker.store, &lower, &staging)?;
+    let user = (spec.user.uid, spec.user.gid);
+    if user != (0, 0) && has_one_id() {
+        let base = View::layers(&lower, worker.store.marks())?;
+        xbuild_cache::tree::claim(&base, &staging.path().join("fs"), user.0, user.1)?;
+    }
     let new = NewTree { parent: Some(parent), ..NewTree::default() };
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
 }
