@@ -105,12 +105,6 @@ pub fn has_one_id() -> bool {
     *ONE.get_or_init(|| ids::count().is_ok_and(|count| count == 1))
 }
 
-/// Whether this process is in a user namespace that is not the machine's.
-pub(crate) fn is_inside() -> bool {
-    static INSIDE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *INSIDE.get_or_init(|| ids::is_whole().is_ok_and(|whole| !whole))
-}
-
 fn may_administrate() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }

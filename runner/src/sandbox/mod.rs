@@ -7,6 +7,7 @@ mod identity;
 pub(crate) mod join;
 mod mounts;
 pub(crate) mod namespaces;
+mod nodes;
 mod program;
 mod resolve;
 mod rootfs;

@@ -1,5 +1,6 @@
 //! Exec ops: one process in a sandbox over an overlay of its root.
 
+use super::agent::Agent;
 use super::{file, output, select};
 use crate::event::EventKind;
 use crate::network::Attached;
@@ -36,6 +37,7 @@ struct Prepared {
 enum Held {
     Lock(FileLock),
     Scratch(Staging),
+    Agent(Agent),
 }
 
 /// Runs the process; what it leaves in its root is one layer.
@@ -138,7 +140,13 @@ fn source_of(
             }
         },
         MountKind::Ssh { id, mode, uid, gid, optional } => match worker.ssh.get(id) {
-            Some(path) => MountSource::Socket { path: path.clone(), mode: *mode, uid: *uid, gid: *gid },
+            Some(path) => {
+                let staging = worker.store.staging()?;
+                let agent = Agent::forward(path, staging.path()).map_err(|e| EngineError::io("forward", path, e))?;
+                let path = agent.path().to_owned();
+                held.extend([Held::Agent(agent), Held::Scratch(staging)]);
+                MountSource::Socket { path, mode: *mode, uid: *uid, gid: *gid }
+            }
             None if *optional => return Ok(None),
             None => {
                 return Err(EngineError::Source(format!("unset ssh forward key {id}; pass it with --ssh {id}")));
