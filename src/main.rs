@@ -1,6 +1,6 @@
 //! The `xbuild` program: builds Dockerfiles into OCI images and runs them.
 //!
-//! The same binary is the sandbox's helper process and the monitor of a container; that is decided before anything else is
+//! The same binary is the sandbox's helper process, the monitor of a container, and what starts a user's own programs; that is decided before anything else is
 //! set up.
 
 mod cli;
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     xbuild_runner::helper::main_if_requested();
     xbuild_runner::container::monitor::main_if_requested();
     xbuild_runner::container::inside::main_if_requested();
+    xbuild_runner::rootless::main_if_requested();
     allow_descriptors();
     cli::main()
 }

@@ -61,7 +61,7 @@ fn serve() -> io::Result<()> {
     // control group that says which devices may be opened.
     xbuild_sys::reset_signals()?;
     sandbox::seccomp::docker_default();
-    crate::rootless::has_one_id();
+    let _ = crate::rootless::has_one_id();
     let devices = DeviceControl::establish();
     let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&poller, &control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;

@@ -4,7 +4,7 @@ use crate::{UNIQUE, lab, program};
 use rustix::process::Signal;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
-use xbuild_testkit::{Call, Entry, Image, Lab, Tree, busybox, entries, skip};
+use xbuild_testkit::{Call, Entry, Image, Lab, Registry, Tree, busybox, entries, skip};
 
 /// Nobody else's here.
 const UID: u32 = 61_234;
@@ -175,7 +175,7 @@ fn with_one_id_owners_are_kept_beside_the_files() {
     user.write(
         "app/Dockerfile",
         "FROM busybox\nCOPY --chown=5:6 . /d/\nRUN chown 9 /tmp && touch /d/new /d/f && id -u > /root/id\n\
-         USER 7:8\nRUN id -u > /tmp/id; id -g >> /tmp/id\n",
+         USER 7:8\nRUN mkdir /tmp/own && id -u > /tmp/own/id && id -g >> /tmp/own/id && echo more >> /etc/group\n",
     );
     user.write("app/f", "f");
     user.write("app/sub/g", "g");
@@ -190,7 +190,10 @@ fn with_one_id_owners_are_kept_beside_the_files() {
         assert_eq!(owner(path), Some((0, 0)), "{path}");
     }
     assert_eq!(files["root/id"].data, b"0\n");
-    assert_eq!(files["tmp/id"].data, b"7\n8\n");
+    assert_eq!(files["tmp/own/id"].data, b"7\n8\n");
+    for (path, whose) in [("tmp/own", (7, 8)), ("tmp/own/id", (7, 8)), ("etc/group", (0, 0))] {
+        assert_eq!(owner(path), Some(whose), "{path}");
+    }
     // Without owners set by RUN, it is root's image.
     user.write("same/Dockerfile", "FROM busybox\nCOPY --chown=5:6 f /f\nRUN echo x >> /f; rm /etc/group\n");
     user.write("same/f", "f");
@@ -271,6 +274,30 @@ fn root_of_a_container_works_with_what_it_has() {
         call.ok();
         assert_eq!(std::fs::read_to_string(user.output("two/comm")).expect("a file"), "cat\n");
     }
+}
+
+#[test]
+fn programs_of_the_user_run_as_the_user() {
+    let Some(user) = User::with(Ids::One) else { return };
+    if xbuild_testkit::find("docker-registry").is_none() {
+        return skip("`docker-registry` is not installed");
+    }
+    let registry = Registry::with_users(crate::registry::USERS);
+    let (home, bin) = (user.place.join("home"), user.place.join("bin"));
+    let write = |path: &Path, text: String| {
+        std::fs::create_dir_all(path.parent().expect("a file has a directory")).expect("a directory can be made");
+        std::fs::write(path, text).expect("a file can be written");
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("a mode can be set");
+    };
+    let answer = r#"{"Username": "tester", "Secret": "right-password"}"#;
+    let asked = home.join("asked");
+    write(&bin.join("docker-credential-mine"), format!("#!/bin/sh\nid -u > {}\necho '{answer}'\n", asked.display()));
+    write(&home.join(".docker/config.json"), format!(r#"{{"credHelpers": {{"{}": "mine"}}}}"#, registry.host));
+    let name = format!("{}/app:1", registry.host);
+    user.xbuild(&["tag", "busybox", &name]).ok();
+    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display());
+    user.xbuild(&["push", &name]).env("PATH", path).ok();
+    assert_eq!(std::fs::read_to_string(asked).expect("the helper was asked").trim(), UID.to_string());
 }
 
 #[test]

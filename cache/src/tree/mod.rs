@@ -55,7 +55,7 @@ pub use listing::{Listing, ListingWriter};
 pub use meta::{Kind, Meta, Time};
 pub use mode::{Clause, ModeChange};
 pub use native::{copy_out, take_changes};
-pub use owner::set_owner;
+pub use owner::{claim, set_owner};
 pub use remove::{move_away, remove_tree};
 pub use unpack::{Base, Limits, Unpacked, unpack_layer};
 pub use view::{Filter, Node, View, Visibility};

@@ -71,7 +71,9 @@ impl Engine {
     pub fn open(root: &Path, docker_config: Option<&Path>, clock: fn() -> (i64, u32)) -> Result<Self, EngineError> {
         let store = Arc::new(Store::open(root)?);
         let credentials = match docker_config {
-            Some(directory) => Credentials::load(directory).map_err(xbuild_registry::RegistryError::from)?,
+            Some(directory) => Credentials::load(directory)
+                .map_err(xbuild_registry::RegistryError::from)?
+                .with_programs(xbuild_runner::rootless::command),
             None => Credentials::default(),
         };
         let own = docker_config.map(|directory| directory.join("certs.d"));

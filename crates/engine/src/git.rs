@@ -5,7 +5,6 @@
 
 use crate::EngineError;
 use std::path::Path;
-use std::process::Command;
 use xbuild_graph::GitSource;
 
 /// A commit that a reference pointed to.
@@ -137,7 +136,7 @@ fn is_commit(text: &str) -> bool {
 
 /// Runs git with a clean environment; its error text, shortened, is the error.
 fn run(directory: Option<&Path>, ssh: Option<&Path>, arguments: &[&str]) -> Result<Vec<u8>, EngineError> {
-    let mut command = Command::new("git");
+    let mut command = xbuild_runner::rootless::command("git");
     command
         .args(["-c", "core.hooksPath=/dev/null", "-c", "protocol.allow=user", "-c", "safe.directory=*"])
         .args(arguments);

@@ -41,6 +41,8 @@ pub struct Credentials {
     auths: HashMap<String, Login>,
     helpers: HashMap<String, String>,
     store: Option<String>,
+    /// How helpers are started, if not as they are.
+    start: Option<fn(&str) -> Command>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -94,7 +96,13 @@ impl Credentials {
             }
         }
         let helpers = config.cred_helpers.into_iter().map(|(host, helper)| (normal_host(&host), helper)).collect();
-        Ok(Self { auths, helpers, store: config.creds_store.filter(|s| !s.is_empty()) })
+        Ok(Self { auths, helpers, store: config.creds_store.filter(|s| !s.is_empty()), start: None })
+    }
+
+    /// Starts helpers by commands that `start` makes of their names.
+    #[must_use]
+    pub fn with_programs(self, start: fn(&str) -> Command) -> Self {
+        Self { start: Some(start), ..self }
     }
 
     /// One login alone.
@@ -108,7 +116,7 @@ impl Credentials {
     pub(crate) fn login(&self, host: &str) -> Result<Option<Login>, CredentialError> {
         let host = normal_host(host);
         if let Some(helper) = self.helpers.get(&host).or(self.store.as_ref())
-            && let Some(login) = ask_helper(helper, &host)?
+            && let Some(login) = ask_helper(self.start.unwrap_or(as_it_is), helper, &host)?
         {
             return Ok(Some(login));
         }
@@ -141,13 +149,22 @@ pub(crate) fn normal_host(host: &str) -> String {
     }
 }
 
+fn as_it_is(program: &str) -> Command {
+    Command::new(program)
+}
+
 /// Runs a helper's command with an input.
-fn run_helper(helper: &str, command: &str, input: &[u8]) -> Result<std::process::Output, CredentialError> {
+fn run_helper(
+    start: fn(&str) -> Command,
+    helper: &str,
+    command: &str,
+    input: &[u8],
+) -> Result<std::process::Output, CredentialError> {
     let fail = |why: String| CredentialError::Helper { helper: helper.to_owned(), why };
     if helper.contains('/') {
         return Err(fail("its name has a slash".to_owned()));
     }
-    let mut child = Command::new(format!("docker-credential-{helper}"))
+    let mut child = start(&format!("docker-credential-{helper}"))
         .arg(command)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -163,7 +180,7 @@ fn run_helper(helper: &str, command: &str, input: &[u8]) -> Result<std::process:
 
 /// Has a helper keep or forget a login.
 pub(crate) fn ask_helper_to(helper: &str, command: &str, input: &[u8]) -> Result<(), CredentialError> {
-    let output = run_helper(helper, command, input)?;
+    let output = run_helper(as_it_is, helper, command, input)?;
     if output.status.success() {
         return Ok(());
     }
@@ -171,15 +188,16 @@ pub(crate) fn ask_helper_to(helper: &str, command: &str, input: &[u8]) -> Result
     Err(CredentialError::Helper { helper: helper.to_owned(), why })
 }
 
-fn ask_helper(helper: &str, host: &str) -> Result<Option<Login>, CredentialError> {
+fn ask_helper(start: fn(&str) -> Command, helper: &str, host: &str) -> Result<Option<Login>, CredentialError> {
     let fail = |why: String| CredentialError::Helper { helper: helper.to_owned(), why };
     let server = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
-    let output = run_helper(helper, "get", server.as_bytes())?;
+    let output = run_helper(start, helper, "get", server.as_bytes())?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stdout);
         if text.contains("credentials not found") {
             return Ok(None);
         }
+        let text = if text.trim().is_empty() { output.status.to_string() } else { text.into_owned() };
         return Err(fail(text.trim().chars().take(200).collect()));
     }
     let answer: HelperAnswer = serde_json::from_slice(&output.stdout).map_err(|e| fail(e.to_string()))?;

@@ -3,9 +3,10 @@
 use super::mounts::exists;
 use crate::error::{During, Failure};
 use crate::protocol::Leftovers;
+use crate::sandbox::nodes::USUAL;
 use crate::sandbox::resolve::{Kind, Root, open_inside};
 use crate::sandbox::rootfs::{attach, clone_tree, open_host};
-use crate::sandbox::system::{DEVICES, LINKS};
+use crate::sandbox::system::LINKS;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, fstat, makedev, mknodat, symlinkat, unlinkat};
 use rustix::io::Errno;
@@ -27,7 +28,7 @@ pub(super) fn fill(root: &Root, devices: &[LinuxDevice]) -> Result<(), Failure> 
         let path = path.ok_or_else(|| refused(device.path(), "is not an absolute path"))?;
         make(root, &node(device, path)?)?;
     }
-    for (name, major, minor) in DEVICES {
+    for (name, major, minor) in USUAL {
         let path = format!("/dev/{name}");
         let device = makedev(major, minor);
         make(root, &Node { path: &path, kind: FileType::CharacterDevice, device, mode: 0o666, owner: (0, 0) })?;

@@ -180,6 +180,16 @@ fn read_map(kind: &str) -> io::Result<Vec<Range>> {
     Ok(text.lines().filter_map(range).collect())
 }
 
+/// What root of this process's namespace is outside; none in the machine's own.
+pub(super) fn outside() -> io::Result<Option<(u32, u32)>> {
+    if is_whole()? {
+        return Ok(None);
+    }
+    let of =
+        |kind| Ok::<_, io::Error>(read_map(kind)?.iter().find(|range| range.inside == 0).map(|range| range.outside));
+    Ok(of("uid")?.zip(of("gid")?))
+}
+
 /// Whether this process's namespace has all ids there are.
 pub(super) fn is_whole() -> io::Result<bool> {
     Ok(read_map("uid")? == [Range { inside: 0, outside: 0, count: WHOLE }])
@@ -193,4 +203,37 @@ pub fn count() -> io::Result<u32> {
     let of =
         |kind| Ok::<_, io::Error>(read_map(kind)?.iter().fold(0, |sum: u32, range| sum.saturating_add(range.count)));
     Ok(of("uid")?.min(of("gid")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_found_by_name_and_by_number() {
+        let text = "other:1:2\nme:100000:65536\n4711:200000:10\nme:300000:0\nme:4294967295:2\nme:x:5\n\n  me:7:8  \n";
+        let found = subordinate(text, Uid::from_raw(4711), Some("me"));
+        assert_eq!(found, [(100_000, 65_536), (200_000, 10), (7, 8)]);
+        assert_eq!(subordinate(text, Uid::from_raw(4711), None), [(200_000, 10)]);
+        assert_eq!(subordinate(text, Uid::from_raw(1), None), []);
+    }
+
+    #[test]
+    fn the_user_is_root_and_ranges_follow() {
+        let range = |inside, outside, count| Range { inside, outside, count };
+        assert_eq!(
+            joined(4711, &[(100_000, 10), (500, 5)]),
+            [range(0, 4711, 1), range(1, 100_000, 10), range(11, 500, 5)]
+        );
+        let most = joined(1, &[(0, WHOLE), (7, 7)]);
+        assert_eq!(most, [range(0, 1, 1), range(1, 0, WHOLE - 1)]);
+        assert_eq!(text(&most), "0 1 1\n1 0 4294967294\n");
+    }
+
+    #[test]
+    fn names_come_from_the_list_of_users() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nme:x:4711:4711::/home/me:/bin/sh\nbroken\n";
+        assert_eq!(name_of(passwd, Uid::from_raw(4711)), Some("me"));
+        assert_eq!(name_of(passwd, Uid::from_raw(5)), None);
+    }
 }

@@ -8,10 +8,12 @@
 //! that the process can go on as it is.
 
 mod ids;
+mod program;
 mod refused;
 
 use ids::Plan;
 pub use ids::count as ids_of_this_process;
+pub use program::{command, main_if_requested};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, getegid, geteuid, waitid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, move_into_link_name_space};
@@ -97,15 +99,10 @@ fn join(pid: u32) -> bool {
 }
 
 /// Whether this process's user namespace, if it is not the machine's, has one id only: all files are its.
-pub(crate) fn has_one_id() -> bool {
+#[must_use]
+pub fn has_one_id() -> bool {
     static ONE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *ONE.get_or_init(|| ids::count().is_ok_and(|count| count == 1))
-}
-
-/// Whether this process is in a user namespace that is not the machine's.
-pub(crate) fn is_inside() -> bool {
-    static INSIDE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *INSIDE.get_or_init(|| ids::is_whole().is_ok_and(|whole| !whole))
 }
 
 fn may_administrate() -> bool {

@@ -7,6 +7,7 @@ pub(crate) mod identity;
 pub(crate) mod join;
 mod mounts;
 pub(crate) mod namespaces;
+pub(crate) mod nodes;
 pub(crate) mod program;
 pub(crate) mod resolve;
 pub(crate) mod rootfs;

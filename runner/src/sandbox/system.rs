@@ -3,13 +3,10 @@
 use super::resolve::{Root, type_of};
 use super::rootfs::{attach, clone_tree, new_filesystem, open_host};
 use super::staging::Staging;
-use super::{cgroups, sysctl};
+use super::{cgroups, nodes, sysctl};
 use crate::error::{During, Failure};
-use crate::spec::{DeviceNode, Privileges, Spec};
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, makedev, mkdirat, mknodat, openat, openat2,
-    symlinkat,
-};
+use crate::spec::{Privileges, Spec};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, openat, openat2, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,10 +16,6 @@ const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
 const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
-
-/// Character devices of `/dev`: name, major, minor.
-pub(crate) const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 pub(crate) const LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
@@ -130,7 +123,7 @@ fn mount_dev(root: &Root, spec: &Spec, shm: Option<OwnedFd>) -> Result<OwnedFd, 
     let dev = new_filesystem("tmpfs", &[("mode", "0755"), ("size", "65536k")], attributes)?;
     fill_dev(dev.as_fd()).during(|| "fill `/dev`".to_owned())?;
     for node in &spec.devices {
-        make_device(dev.as_fd(), node).during(|| format!("make the device `/dev/{}`", node.path))?;
+        nodes::make(dev.as_fd(), node).during(|| format!("make the device `/dev/{}`", node.path))?;
     }
     attach_system(root, "dev", dev.as_fd())?;
     let pts = terminals()?;
@@ -159,39 +152,8 @@ fn terminals() -> Result<OwnedFd, Failure> {
     }
 }
 
-/// A node that the request asks for, with the directories above it.
-fn make_device(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<(), Errno> {
-    let (above, name) = node.path.rsplit_once('/').unwrap_or(("", &node.path));
-    if name.is_empty() || node.path.split('/').any(|part| matches!(part, ".." | ".")) {
-        return Err(Errno::INVAL);
-    }
-    let mut at = dev.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
-    for part in above.split('/').filter(|part| !part.is_empty()) {
-        match mkdirat(&at, part, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
-        }
-        at = openat(&at, part, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    }
-    let kind = if node.block { FileType::BlockDevice } else { FileType::CharacterDevice };
-    match mknodat(&at, name, kind, Mode::from_raw_mode(node.mode & 0o7777), makedev(node.major, node.minor)) {
-        // One of the usual nodes.
-        Err(Errno::EXIST) => return Ok(()),
-        Err(Errno::PERM) => return show_device(at.as_fd(), name, &node.path),
-        answer => answer?,
-    }
-    let owner = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-    chownat(&at, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)
-}
-
 fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
-    for (name, major, minor) in DEVICES {
-        let device = makedev(major, minor);
-        match mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device) {
-            Err(Errno::PERM) => show_device(dev, name, name)?,
-            answer => answer?,
-        }
-    }
+    nodes::make_usual(dev)?;
     for (name, target) in LINKS {
         symlinkat(target, dev, name)?;
     }
@@ -199,15 +161,6 @@ fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
         mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
     }
     Ok(())
-}
-
-/// Shows a device of the host's `/dev`, where a user namespace may not make one.
-fn show_device(dev: BorrowedFd<'_>, name: &str, host: &str) -> Result<(), Errno> {
-    let source =
-        rustix::fs::open(format!("/dev/{host}"), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let target = openat(dev, name, flags, Mode::from_raw_mode(0o666))?;
-    attach(clone_tree(source.as_fd(), false)?.as_fd(), target.as_fd())
 }
 
 /// Hides and protects what docker hides and protects. By descriptor from the file systems mounted here, so nothing the

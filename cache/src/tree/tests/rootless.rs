@@ -78,3 +78,52 @@ fn overlays_of_users_show_what_views_show() {
     flatten(&three, flat.path(), Fill::Link).expect("flatten");
     assert_eq!(lines(&View::layers(&[flat.path()], Marks::User).expect("flat")), lines(&three));
 }
+
+#[test]
+fn owners_that_the_kernel_does_not_take_are_kept_beside_the_files() {
+    if std::env::var_os(INSIDE).is_none() {
+        again_inside("tree::tests::rootless::owners_that_the_kernel_does_not_take_are_kept_beside_the_files");
+        return;
+    }
+    let owned = |uid, gid| Some(Ids { uid, gid });
+    let (base, upper, step, back) = (dir(), dir(), dir(), dir());
+    let none = View::layers::<&Path>(&[], Marks::User).expect("nothing");
+    let writer = DiffWriter::new(base.path(), &none, Marks::User).expect("writer");
+    writer.mkdir(Path::new("/d"), 0o755, false, owned(5, 6), None).expect("mkdir");
+    writer.mkfile(Path::new("/d/f"), 0o600, b"f", owned(7, 70_000), None).expect("mkfile");
+    writer.mkfile(Path::new("/d/roots"), 0o600, b"r", None, None).expect("mkfile");
+    writer.symlink(OsStr::new("f"), Path::new("/d/l"), owned(9, 9), None).expect("symlink");
+    writer.finish().expect("finish");
+    // Above it, a directory that is copied up, and a file that gets another owner and one that becomes root's.
+    let below = View::layers(&[base.path()], Marks::User).expect("base");
+    let writer = DiffWriter::new(upper.path(), &below, Marks::User).expect("writer");
+    writer.mkfile(Path::new("/d/new"), 0o600, b"n", owned(8, 8), None).expect("mkfile");
+    writer.mkfile(Path::new("/d/new"), 0o600, b"n", owned(0, 0), None).expect("mkfile");
+    writer.finish().expect("finish");
+    // And a step of user 1000, who makes a file and changes one.
+    fill(step.path(), &[("d/made", ""), ("d/f", "changed"), ("own/file", "")]);
+    let two = View::layers(&[upper.path(), base.path()], Marks::User).expect("view");
+    claim(&two, step.path(), 1000, 100).expect("claim");
+    let three = View::layers(&[step.path(), upper.path(), base.path()], Marks::User).expect("view");
+    let owner = |view: &View, path: &str| {
+        let meta = view.require(path, false).expect(path).meta;
+        (meta.uid, meta.gid)
+    };
+    for (path, whose) in
+        [("/d", (5, 6)), ("/d/f", (7, 70_000)), ("/d/roots", (0, 0)), ("/d/l", (5, 6)), ("/d/new", (0, 0))]
+    {
+        assert_eq!(owner(&two, path), whose, "{path}");
+    }
+    for (path, whose) in [("/d/made", (1000, 100)), ("/d/f", (0, 0)), ("/own", (1000, 100)), ("/own/file", (1000, 100))]
+    {
+        assert_eq!(owner(&three, path), whose, "{path}");
+    }
+    // A layer has them, and nothing of where they were kept.
+    let mut tar = Vec::new();
+    write_layer(&[base.path()], Marks::User, TarOptions::default(), &mut tar).expect("tar");
+    assert!(!String::from_utf8_lossy(&tar).contains("user.xbuild"));
+    unpack_layer(&mut tar.as_slice(), back.path(), &|| Ok(none.clone()), Marks::User, Limits::default())
+        .expect("unpack");
+    let again = View::layers(&[back.path()], Marks::User).expect("view");
+    assert_eq!(lines(&again), lines(&below));
+}

@@ -1,5 +1,6 @@
 //! Exec ops: one process in a sandbox over an overlay of its root.
 
+use super::agent::Agent;
 use super::{file, output, select};
 use crate::event::EventKind;
 use crate::network::Attached;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use xbuild_cache::tree::View;
 use xbuild_cache::{FileLock, NewTree, Staging, TreeId};
 use xbuild_graph::{CacheSharing, ExecOp, Mount, MountKind, Platform, SecurityMode};
+use xbuild_runner::rootless::has_one_id;
 use xbuild_runner::{
     CgroupSpec, End, MountSource, MountSpec, Outcome, Rlimit, Running, SandboxError, Security, Spec, Stdio, users,
 };
@@ -35,6 +37,7 @@ struct Prepared {
 enum Held {
     Lock(FileLock),
     Scratch(Staging),
+    Agent(Agent),
 }
 
 /// Runs the process; what it leaves in its root is one layer.
@@ -67,6 +70,11 @@ pub(crate) fn run(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) ->
         return Ok(Output::Tree(parent));
     }
     root.finish(&worker.store, &lower, &staging)?;
+    let user = (spec.user.uid, spec.user.gid);
+    if user != (0, 0) && has_one_id() {
+        let base = View::layers(&lower, worker.store.marks())?;
+        xbuild_cache::tree::claim(&base, &staging.path().join("fs"), user.0, user.1)?;
+    }
     let new = NewTree { parent: Some(parent), ..NewTree::default() };
     Ok(Output::Tree(worker.store.add_tree(Some(staging), &new)?))
 }
@@ -132,7 +140,13 @@ fn source_of(
             }
         },
         MountKind::Ssh { id, mode, uid, gid, optional } => match worker.ssh.get(id) {
-            Some(path) => MountSource::Socket { path: path.clone(), mode: *mode, uid: *uid, gid: *gid },
+            Some(path) => {
+                let staging = worker.store.staging()?;
+                let agent = Agent::forward(path, staging.path()).map_err(|e| EngineError::io("forward", path, e))?;
+                let path = agent.path().to_owned();
+                held.extend([Held::Agent(agent), Held::Scratch(staging)]);
+                MountSource::Socket { path, mode: *mode, uid: *uid, gid: *gid }
+            }
             None if *optional => return Ok(None),
             None => {
                 return Err(EngineError::Source(format!("unset ssh forward key {id}; pass it with --ssh {id}")));

@@ -1,5 +1,6 @@
 //! How each op runs.
 
+mod agent;
 pub(crate) mod content;
 pub(crate) mod delta;
 pub(crate) mod exec;
