@@ -34,6 +34,11 @@ use std::process::{Command, Stdio};
 /// Where a runtime's things lie, below the container's directory.
 const DIRECTORY: &str = "runtime";
 
+/// The root file system of the bundle of the container in `directory`.
+pub(crate) fn rootfs_of_bundle(directory: &Path) -> PathBuf {
+    directory.join(DIRECTORY).join("bundle/rootfs")
+}
+
 /// A runtime and the container that it is for. The monitor's working directory is the container's.
 #[derive(Clone, Debug)]
 pub(super) struct External {
@@ -156,8 +161,7 @@ impl Supervisor<'_> {
 
     /// Mounts the root and writes what the runtime is to make of it.
     fn write_bundle(&self, spec: &Spec) -> Result<(), Failure> {
-        let bundle = self.external.place().join("bundle");
-        let rootfs = bundle.join("rootfs");
+        let rootfs = rootfs_of_bundle(&self.external.directory);
         fs::create_dir_all(&rootfs).during(|| format!("make `{}`", rootfs.display()))?;
         xbuild_sys::unshare(UnshareFlags::NEWNS.bits()).during(|| "make a mount namespace".to_owned())?;
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
@@ -173,7 +177,7 @@ impl Supervisor<'_> {
             spec.network = Network::Namespace(generate::seen_by_others(path, monitor));
         }
         let config = generate::config(&spec, &rootfs, &user)?;
-        write(&bundle.join("config.json"), &config)
+        write(&rootfs.with_file_name("config.json"), &config)
     }
 
     fn write_process(&self, main: u32, request: &ExecRequest) -> Result<(), Failure> {

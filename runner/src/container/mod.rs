@@ -49,6 +49,7 @@ mod wire;
 
 pub use client::{Connection, Event, start_monitor};
 pub use error::ContainerError;
+pub(crate) use external::rootfs_of_bundle;
 pub use files::{Containers, Found, Lock, is_id, is_name};
 pub use removal::remove;
 pub use state::{Health, Probe, State, Status};

@@ -1,10 +1,11 @@
 //! The way back: what a sandbox of ours is, as the configuration of a bundle. Another runtime makes the same of it.
 
 use crate::capabilities;
-use crate::error::Failure;
-use crate::sandbox::{seccomp, system};
+use crate::error::{Failure, SandboxError};
+use crate::sandbox::{account, seccomp, system};
 use crate::spec::{
-    CgroupSpec, DeviceNode, Identity, MountSource, MountSpec, Network, Privileges, Rlimit, Seccomp, Space, Spec,
+    Account, CgroupSpec, DeviceNode, Identity, MountSource, MountSpec, Network, Privileges, Rlimit, Seccomp, Space,
+    Spec,
 };
 use crate::users::User;
 use serde_json::{Map, Value, json};
@@ -19,6 +20,22 @@ pub(crate) struct Process<'a> {
     pub(crate) privileges: &'a Privileges,
     pub(crate) rlimits: &'a [Rlimit],
     pub(crate) console: Option<(u16, u16)>,
+}
+
+/// The configuration of a sandbox whose container lies in `directory`, with its user looked up in the texts of the root's
+/// own files.
+///
+/// # Errors
+/// What the specification has no words for, and a user that is not there.
+pub fn configuration(spec: &Spec, directory: &Path, passwd: &[u8], group: &[u8]) -> Result<Value, SandboxError> {
+    let known = |account: &Account| {
+        account::look_up(account, passwd, group).map_err(|error| SandboxError::Refused(error.to_string()))
+    };
+    let user = match &spec.account {
+        Some(account) => known(account)?,
+        None => User { identity: spec.user.clone(), home: "/".to_owned() },
+    };
+    Ok(config(spec, &crate::container::rootfs_of_bundle(directory), &user)?)
 }
 
 /// The configuration of `spec` with the root file system at `rootfs` and its user, looked up. Namespaces that the caller

@@ -42,6 +42,7 @@ pub use create::{CreateOptions, protect_program};
 pub use error::OciError;
 pub use exec::ExecOptions;
 pub use features::features;
+pub use generate::configuration;
 pub use state::{Record, Runtime, Status};
 pub use wait::{forward_signals, wait_for};
 

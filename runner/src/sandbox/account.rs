@@ -2,7 +2,7 @@
 
 use crate::error::{During, Failure};
 use crate::spec::Account;
-use crate::users::{self, FILE_LIMIT, User};
+use crate::users::{self, FILE_LIMIT, User, UserError};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 use std::io::Read;
@@ -10,12 +10,16 @@ use std::os::fd::BorrowedFd;
 
 /// Resolves `account` by `/etc/passwd` and `/etc/group` below `root`.
 pub(crate) fn resolve(root: BorrowedFd<'_>, account: &Account) -> Result<User, Failure> {
-    let refused = |error: users::UserError| Failure::Refused(error.to_string());
     let passwd = read(root, "etc/passwd")?;
     let group = read(root, "etc/group")?;
-    let mut user = users::resolve(&account.user, &passwd, &group).map_err(refused)?;
+    look_up(account, &passwd, &group).map_err(|error| Failure::Refused(error.to_string()))
+}
+
+/// The same with the content of the two files.
+pub(crate) fn look_up(account: &Account, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
+    let mut user = users::resolve(&account.user, passwd, group)?;
     for name in &account.groups {
-        let gid = users::resolve_group(name, &group).map_err(refused)?;
+        let gid = users::resolve_group(name, group)?;
         if !user.identity.groups.contains(&gid) {
             user.identity.groups.push(gid);
         }

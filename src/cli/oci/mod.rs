@@ -6,7 +6,7 @@
 mod log;
 mod run;
 
-use crate::cli::Outcome;
+use crate::cli::{Global, Outcome};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -80,6 +80,8 @@ enum Command {
     Update(UpdateArgs),
     /// Print what this runtime has
     Features,
+    /// Print the configuration that a container of the store has for other runtimes
+    Spec(SpecArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -109,6 +111,16 @@ struct DeleteArgs {
     force: bool,
     /// Name of the container
     id: String,
+}
+
+/// Flags of `spec`.
+#[derive(clap::Args, Debug)]
+struct SpecArgs {
+    /// Directory of the store
+    #[arg(long, value_name = "DIR", env = "XBUILD_ROOT")]
+    store: Option<PathBuf>,
+    /// Name or ID of the container
+    container: String,
 }
 
 /// Flags of `list`.
@@ -148,17 +160,11 @@ pub(crate) fn requested(arguments: &[OsString]) -> Option<Vec<OsString>> {
     if name.is_some_and(|name| NAMES.contains(&name)) {
         return Some(arguments.to_vec());
     }
-    // A store may be named before; a runtime has none.
-    let mut at = 1;
-    while let Some(argument) = arguments.get(at).and_then(|argument| argument.to_str()) {
-        match argument {
-            "oci" => return Some([&arguments[..1], &arguments[at + 1..]].concat()),
-            "--root" => at += 2,
-            other if other.starts_with("--root=") => at += 1,
-            _ => return None,
-        }
+    let (first, rest) = arguments.split_first()?;
+    match rest.split_first() {
+        Some((command, rest)) if command == "oci" => Some([std::slice::from_ref(first), rest].concat()),
+        _ => None,
     }
-    None
 }
 
 /// Runs a command of the runtime.
@@ -197,6 +203,10 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
         Command::Resume(args) => runtime.freeze(&args.id, false)?,
         Command::Update(args) => runtime.update(&args.id, &read_json(&args.resources)?)?,
         Command::Features => print(&features())?,
+        Command::Spec(args) => {
+            let engine = Global { root: args.store.clone() }.engine()?;
+            print(&engine.bundle_of(&engine.containers().find(&args.container)?)?)?;
+        }
         Command::Start(args) => runtime.start(&args.id)?.iter().for_each(|why| log::warning(cli, why)),
         Command::State(args) => print(&runtime.state(&args.id)?)?,
         Command::Kill(args) => {

@@ -6,7 +6,7 @@ use crate::{Engine, EngineError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use xbuild_cache::TreeId;
-use xbuild_cache::tree::Marks;
+use xbuild_cache::tree::{Marks, View};
 use xbuild_runner::container::config::{Container, HostConfig, Mount};
 use xbuild_runner::container::{
     Connection, ContainerError, Found, Lock, Request, Streams, group_of, log, start_monitor,
@@ -14,7 +14,7 @@ use xbuild_runner::container::{
 use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::{
     Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges,
-    Rlimit, Rootfs, Seccomp, Security, Space, Spec,
+    Rlimit, Rootfs, Seccomp, Security, Space, Spec, users,
 };
 
 impl Engine {
@@ -60,10 +60,27 @@ impl Engine {
 
     /// The sandbox that a container's process, or a look at its files, needs.
     pub fn spec_of(&self, found: &Found, size: Option<(u16, u16)>) -> Result<Spec, EngineError> {
+        self.write_files(found)?;
+        self.described(found, size)
+    }
+
+    /// What `runtime-spec` says of a container: the configuration of the bundle that another OCI runtime is given. Networks
+    /// of ours are made when the container starts, so there is no path of theirs.
+    pub fn bundle_of(&self, found: &Found) -> Result<serde_json::Value, EngineError> {
+        let spec = self.described(found, None)?;
+        let mut directories = vec![found.directory.join("fs")];
+        if !found.container.native {
+            directories.extend(self.store().dirs(TreeId::from(found.container.tree))?);
+        }
+        let view = View::layers(&directories, self.store().marks())?;
+        let file = |path: &str| view.read_small(path, users::FILE_LIMIT as u64).ok().flatten().unwrap_or_default();
+        Ok(xbuild_runner::oci::configuration(&spec, &found.directory, &file("/etc/passwd"), &file("/etc/group"))?)
+    }
+
+    fn described(&self, found: &Found, size: Option<(u16, u16)>) -> Result<Spec, EngineError> {
         let container = &found.container;
         let (config, host) = (&container.config, &container.host_config);
         let network = self.network_of(host)?;
-        self.write_files(found)?;
         let mut env = config.env.clone();
         let has = |env: &[String], name: &str| env.iter().any(|entry| entry.split('=').next() == Some(name));
         if !has(&env, "HOSTNAME") {
