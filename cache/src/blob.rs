@@ -136,7 +136,7 @@ impl Store {
         }
     }
 
-    /// A blob that holds the layer `diff_id` in this packing.
+    /// A blob that holds the layer `diff_id` in this packing; marks it as used.
     pub fn packed(&self, diff_id: Digest, packing: Packing) -> Result<Option<(Digest, u64)>, StoreError> {
         let (compression, level) = packing.columns();
         let db = self.db();
@@ -145,10 +145,16 @@ impl Store {
              WHERE p.diff_id=?1 AND p.compression=?2 AND (p.level=?3 OR p.level=-100) ORDER BY p.level DESC",
         )?;
         let read = |row: &rusqlite::Row<'_>| Ok((Digest::from_bytes(row.get(0)?), row.get::<_, i64>(1)? as u64));
-        Ok(query.query_row(params![diff_id.as_bytes(), compression, level], read).optional()?)
+        let found = query.query_row(params![diff_id.as_bytes(), compression, level], read).optional()?;
+        drop(query);
+        drop(db);
+        match found {
+            Some((digest, size)) => Ok(self.has_blob(digest)?.map(|_| (digest, size))),
+            None => Ok(None),
+        }
     }
 
-    /// Every packing of a layer that is here, as (compression, digest, size); foreign ones are those that were pulled.
+    /// Every packing of a layer that is here, as (compression, digest, size), marked as used; foreign ones are those that were pulled.
     pub fn packings(&self, diff_id: Digest) -> Result<Vec<(String, Digest, u64)>, StoreError> {
         let db = self.db();
         let mut query = db.prepare_cached(
@@ -158,7 +164,16 @@ impl Store {
         let rows = query.query_map([diff_id.as_bytes()], |row| {
             Ok((row.get(0)?, Digest::from_bytes(row.get(1)?), row.get::<_, i64>(2)? as u64))
         })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let found: Vec<(String, Digest, u64)> = rows.collect::<Result<_, _>>()?;
+        drop(query);
+        drop(db);
+        let mut kept = Vec::with_capacity(found.len());
+        for packing in found {
+            if self.has_blob(packing.1)?.is_some() {
+                kept.push(packing);
+            }
+        }
+        Ok(kept)
     }
 
     /// Remembers that a blob holds the layer `diff_id`. A `level` of -100 says that others made it.

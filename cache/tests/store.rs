@@ -184,3 +184,43 @@ fn an_index_of_the_version_before_is_taken_over() {
     db.execute_batch("PRAGMA user_version=1000;").unwrap();
     assert!(matches!(Store::open(&dir.path().join("root")), Err(StoreError::Format { .. })), "a newer one is refused");
 }
+
+#[test]
+fn a_packed_layer_that_a_session_was_told_of_stays_while_it_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let layer = Digest::of(b"layer");
+    let first = Store::open(&root).unwrap();
+    let digest = first.put_blob(b"bytes").unwrap();
+    first.remember_packing(layer, Packing::Gzip(6), digest, 5).unwrap();
+    drop(first);
+    // Marks of use are in milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    let exporting = Store::open(&root).unwrap();
+    assert_eq!(exporting.packed(layer, Packing::Gzip(6)).unwrap(), Some((digest, 5)));
+    let pruning = Store::open(&root).unwrap();
+    pruning.prune(&PruneFilter { all: true, ..PruneFilter::default() }).unwrap();
+    assert_eq!(exporting.read_blob(digest).unwrap(), b"bytes");
+    drop((exporting, pruning));
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    let pruning = Store::open(&root).unwrap();
+    pruning.prune(&PruneFilter { all: true, ..PruneFilter::default() }).unwrap();
+    assert_eq!(pruning.has_blob(digest).unwrap(), None);
+    assert!(!pruning.blob_path(digest).exists());
+}
+
+#[test]
+fn what_died_sessions_left_without_a_row_goes_with_the_next_check() {
+    let (dir, store) = store();
+    let kept = tree(&store, None, "kept");
+    let trees = dir.path().join("root/trees");
+    fs::create_dir_all(trees.join("1-2a-7/fs")).unwrap();
+    let named: Vec<_> =
+        fs::read_dir(&trees).unwrap().map(|e| e.unwrap().file_name()).filter(|n| n != "1-2a-7").collect();
+    let own = named[0].to_str().unwrap().rsplit_once('-').unwrap().0;
+    fs::create_dir_all(trees.join(format!("{own}-999/fs"))).unwrap();
+    assert_eq!(store.check(false).unwrap(), []);
+    assert!(!trees.join("1-2a-7").exists(), "its session has ended");
+    assert!(trees.join(format!("{own}-999")).exists(), "it may get its row yet");
+    assert!(store.tree(kept).is_ok());
+}

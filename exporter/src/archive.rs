@@ -215,7 +215,10 @@ fn blob_name(item: &Item) -> String {
 pub fn write_content(item: &Item, store: &Store, tar: &dyn LayerTar, out: &mut dyn Write) -> io::Result<()> {
     match &item.content {
         Content::Bytes(bytes) => out.write_all(bytes),
-        Content::File(path) => io::copy(&mut File::open(path)?, out).map(drop),
+        Content::File(path) => {
+            let failed = |e: io::Error| io::Error::new(e.kind(), format!("cannot read `{}`: {e}", path.display()));
+            io::copy(&mut File::open(path).map_err(failed)?, out).map(drop)
+        }
         Content::Layer { tree, clamp } => {
             let layer = store.tree(*tree).map_err(io::Error::other)?;
             tar.write_layer(&layer, *clamp, out)

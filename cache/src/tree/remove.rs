@@ -104,10 +104,15 @@ fn unlink(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<bool> {
 fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<OsString>> {
     let mut left = Vec::new();
     let mut files = Vec::new();
-    super::dir::list(dir, |name, kind| match kind {
+    let listed = super::dir::list(dir, |name, kind| match kind {
         Some(Kind::Dir) | None => left.push(name.to_os_string()),
         Some(_) => files.push(name.to_os_string()),
-    })?;
+    });
+    match listed {
+        // Somebody else removed it meanwhile.
+        Err(Errno::NOENT) => {}
+        other => other?,
+    }
     for name in files {
         if !unlink(dir, &name)? {
             left.push(name);

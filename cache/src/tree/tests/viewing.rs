@@ -122,3 +122,23 @@ fn removing_never_follows_links() {
     assert!(!root.path().join("t").exists());
     assert!(keep.path().join("precious").exists());
 }
+
+#[test]
+fn two_may_remove_one_tree() {
+    let dir = tempfile::tempdir().expect("directory");
+    for _ in 0..20 {
+        let top = dir.path().join("t");
+        for n in 0..40 {
+            std::fs::create_dir_all(top.join(format!("{n}/below/more"))).expect("directories");
+        }
+        let remove = || {
+            let fd = std::fs::File::open(dir.path()).expect("open");
+            remove_tree(std::os::fd::AsFd::as_fd(&fd), OsStr::new("t")).expect("remove");
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(remove);
+            scope.spawn(remove);
+        });
+        assert!(!top.exists());
+    }
+}
