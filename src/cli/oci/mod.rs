@@ -6,6 +6,7 @@
 mod log;
 mod run;
 
+use crate::cli::rootless::Rights;
 use crate::cli::{Global, Outcome};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -204,7 +205,8 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
         Command::Update(args) => runtime.update(&args.id, &read_json(&args.resources)?)?,
         Command::Features => print(&features())?,
         Command::Spec(args) => {
-            let engine = Global { root: args.store.clone() }.engine()?;
+            let rights = Rights::take(args.store.as_deref())?;
+            let engine = Global { root: args.store.clone(), rights }.engine()?;
             print(&engine.bundle_of(&engine.containers().find(&args.container)?)?)?;
         }
         Command::Start(args) => runtime.start(&args.id)?.iter().for_each(|why| log::warning(cli, why)),
