@@ -28,6 +28,7 @@ pub mod users;
 pub use capabilities::CAPABILITIES;
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
+pub use sandbox::seccomp::docker::profile as seccomp_profile;
 pub use sandbox::try_overlay;
 pub use spec::{
     Account, CgroupSpec, DEFAULT_CAPABILITIES, DEFAULT_PATH, DeviceNode, Identity, MountSource, MountSpec, Namespaces,

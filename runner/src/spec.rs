@@ -351,6 +351,8 @@ pub enum Seccomp {
     Default,
     /// All.
     Unconfined,
+    /// What a policy says, as JSON in the words of the runtime specification.
+    Profile(String),
 }
 
 impl Security {

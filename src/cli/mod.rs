@@ -97,6 +97,12 @@ enum Command {
     /// Look after the store
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Run containers from OCI bundles, as a runtime for other programs (`xbuild oci --help`)
+    Oci {
+        /// Command with its flags
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// How a command ended when it did not fail with an error of its own.
@@ -193,6 +199,8 @@ fn dispatch(mut cli: Cli) -> Result<Outcome> {
         Command::Du(args) => store::du(&args, global),
         Command::Prune(args) => store::prune(&args, global),
         Command::Store(command) => store::store(&command, global),
+        // Without anything before it, it is taken before flags are read.
+        Command::Oci { .. } => anyhow::bail!("`oci` has to be the first word; a store is named by `oci spec --store`"),
     }
 }
 

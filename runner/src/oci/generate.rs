@@ -77,7 +77,9 @@ pub(crate) fn config(spec: &Spec, rootfs: &Path, user: &User) -> Result<Value, F
 /// `process`, as it also stands alone in the file of an `exec`.
 pub(crate) fn process(process: &Process<'_>) -> Value {
     let Identity { uid, gid, groups } = &process.user.identity;
-    let all = capabilities::names(process.privileges.capabilities);
+    // Runtimes fail with what cannot be granted here.
+    let here = rustix::thread::capabilities(None).map_or(u64::MAX, |sets| sets.permitted.bits());
+    let all = capabilities::names(process.privileges.capabilities & here);
     // The kernel takes these from everybody but root.
     let own = if *uid == 0 { all.clone() } else { Vec::new() };
     let mut env: Vec<&str> =
@@ -179,8 +181,11 @@ fn linux(spec: &Spec, privileges: &Privileges) -> Value {
             json!([below("/proc", &system::MASKED_PROC), below("/sys", &system::MASKED_SYS)].concat());
         linux["readonlyPaths"] = json!(below("/proc", &system::READONLY_PROC));
     }
-    if privileges.seccomp == Seccomp::Default {
-        linux["seccomp"] = seccomp::described(privileges.capabilities);
+    match &privileges.seccomp {
+        Seccomp::Unconfined => {}
+        Seccomp::Default => linux["seccomp"] = seccomp::described(privileges.capabilities),
+        // It was read before, so it is JSON.
+        Seccomp::Profile(text) => linux["seccomp"] = serde_json::from_str(text).unwrap_or_default(),
     }
     linux
 }

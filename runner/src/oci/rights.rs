@@ -3,12 +3,11 @@
 use crate::capabilities::CAPABILITIES;
 use crate::error::{During, Failure};
 use crate::sandbox::identity::{self, CapabilityBits};
-use crate::sandbox::seccomp::Policy;
+use crate::sandbox::seccomp::{Filter, Policy};
 use crate::spec::{Identity, Rlimit};
 use oci_spec::runtime::{Capabilities, LinuxSeccomp, Process};
 use std::fs;
 use std::path::Path;
-use xbuild_sys::Instruction;
 
 /// Everything that a process is given, or gives up, right before its program runs.
 #[derive(Debug)]
@@ -20,13 +19,6 @@ pub(super) struct Rights {
     no_new_privileges: bool,
     apparmor: Option<String>,
     filter: Option<Filter>,
-}
-
-/// A system-call filter with its flags.
-#[derive(Debug)]
-pub(super) struct Filter {
-    pub(super) program: Vec<Instruction>,
-    pub(super) flags: u32,
 }
 
 impl Rights {
@@ -101,10 +93,7 @@ pub(super) fn set_oom_score(process: &Process, pid: u32) -> Result<(), Failure> 
 pub(super) fn filter(seccomp: Option<&LinuxSeccomp>) -> Result<Option<Filter>, Failure> {
     match seccomp {
         None => Ok(None),
-        Some(seccomp) => {
-            let policy = Policy::read(seccomp)?;
-            Ok(Some(Filter { program: policy.compile()?, flags: policy.flags }))
-        }
+        Some(seccomp) => Policy::read(seccomp)?.filter().map(Some),
     }
 }
 
@@ -113,14 +102,12 @@ fn capabilities(process: &Process) -> CapabilityBits {
         // As other runtimes: what is not given is not there.
         return CapabilityBits::default();
     };
-    let (permitted, inheritable) = (bits(sets.permitted().as_ref()), bits(sets.inheritable().as_ref()));
     CapabilityBits {
         bounding: bits(sets.bounding().as_ref()),
         effective: bits(sets.effective().as_ref()),
-        permitted,
-        inheritable,
-        // The kernel has no others; configurations that common tools make do, and runtimes let them be.
-        ambient: bits(sets.ambient().as_ref()) & permitted & inheritable,
+        permitted: bits(sets.permitted().as_ref()),
+        inheritable: bits(sets.inheritable().as_ref()),
+        ambient: bits(sets.ambient().as_ref()),
     }
 }
 

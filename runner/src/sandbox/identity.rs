@@ -91,10 +91,12 @@ pub(crate) struct CapabilityBits {
 ///
 /// `setgroups` says whether the groups may be set, which a user namespace can forbid.
 pub(crate) fn become_exactly(user: &Identity, setgroups: bool, bits: CapabilityBits) -> Result<(), Failure> {
+    // As the specification says: what cannot be granted here is not granted, and the container runs without it.
+    let here = capabilities(None).during(|| "read the capabilities".to_owned())?.permitted.bits();
     let sets = CapabilitySets {
-        effective: CapabilitySet::from_bits_retain(bits.effective),
-        permitted: CapabilitySet::from_bits_retain(bits.permitted),
-        inheritable: CapabilitySet::from_bits_retain(bits.inheritable),
+        effective: CapabilitySet::from_bits_retain(bits.effective & bits.permitted & here),
+        permitted: CapabilitySet::from_bits_retain(bits.permitted & here),
+        inheritable: CapabilitySet::from_bits_retain(bits.inheritable & bits.bounding & here),
     };
     rustix::thread::set_keep_capabilities(true).during(|| "keep the capabilities".to_owned())?;
     if setgroups || !user.groups.is_empty() {
@@ -107,7 +109,9 @@ pub(crate) fn become_exactly(user: &Identity, setgroups: bool, bits: CapabilityB
     rustix::thread::set_keep_capabilities(false).during(|| "keep no capabilities".to_owned())?;
     set_capabilities(None, sets).during(|| "set the capabilities".to_owned())?;
     clear_ambient_capability_set().during(|| "clear the ambient capabilities".to_owned())?;
-    for number in (0..64).filter(|number| bits.ambient & (1 << number) != 0) {
+    // The kernel has no ambient ones beyond these; configurations that common tools make ask for some.
+    let ambient = bits.ambient & sets.permitted.bits() & sets.inheritable.bits();
+    for number in (0..64).filter(|number| ambient & (1 << number) != 0) {
         let one = CapabilitySet::from_bits_retain(1 << number);
         rustix::thread::configure_capability_in_ambient_set(one, true)
             .during(|| format!("make capability {number} ambient"))?;

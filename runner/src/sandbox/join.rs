@@ -42,7 +42,7 @@ fn set_up(session: &OwnedFd, stdio: [OwnedFd; 3], joining: &Joining<'_>) -> Resu
     xbuild_sys::reset_signals().during(|| "give signals their defaults".to_owned())?;
     // While /proc is the host's, which the program's own file is told by.
     let mut program = Program::new(joining.args, joining.env)?;
-    let filter = load_policy(joining.privileges);
+    let filter = load_policy(joining.privileges)?;
     crate::cgroup::enter(joining.cgroup)?;
     // All descriptors first: once inside, /proc is the container's.
     let spaces = ["cgroup", "ipc", "uts", "net", "mnt"].map(|name| (name, namespaces::open(joining.pid, name)));
@@ -67,7 +67,7 @@ fn set_up(session: &OwnedFd, stdio: [OwnedFd; 3], joining: &Joining<'_>) -> Resu
     setsid().during(|| "start a session".to_owned())?;
     take_stdio(stdio, terminal, false)?;
     super::give_streams(&user.identity);
-    restrict(joining.rlimits, joining.privileges, filter.as_deref(), &user.identity)?;
+    restrict(joining.rlimits, joining.privileges, filter.as_ref(), &user.identity)?;
     xbuild_sys::close_from(3).during(|| "close descriptors".to_owned())?;
     send(session.as_fd(), &Frame::Ready(Leftovers::default())).during(|| "report to the monitor".to_owned())?;
     program.execute()

@@ -28,6 +28,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, fchdir, getcwd, pivot_root, setsid, umask};
 use rustix::thread::UnshareFlags;
+use seccomp::Filter;
 use staging::Staging;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -122,7 +123,7 @@ fn set_up(
     if let Some(cgroup) = &spec.cgroup {
         crate::cgroup::join(cgroup)?;
     }
-    let filter = load_policy(&privileges);
+    let filter = load_policy(&privileges)?;
     let shm = shared_memory(spec)?;
     new_namespaces(spec)?;
     let host_root = open_directory("/")?;
@@ -144,7 +145,7 @@ fn set_up(
     if spec.account.is_some() {
         give_streams(&user);
     }
-    restrict(&spec.rlimits, &privileges, filter.as_deref(), &user)?;
+    restrict(&spec.rlimits, &privileges, filter.as_ref(), &user)?;
     // The last word before exec: whatever is still open ends here, also what a library may have opened.
     xbuild_sys::close_from(3).during(|| "close descriptors".to_owned())?;
     send(session.as_fd(), &Frame::Ready(std::mem::take(leftovers))).during(|| "report to the engine".to_owned())?;
@@ -361,7 +362,7 @@ fn reap(main: u32) {
 fn restrict(
     limits: &[Rlimit],
     privileges: &Privileges,
-    filter: Option<&[xbuild_sys::Instruction]>,
+    filter: Option<&Filter>,
     user: &Identity,
 ) -> Result<(), Failure> {
     // While still privileged: hard limits may be raised with CAP_SYS_RESOURCE.
@@ -376,7 +377,8 @@ fn restrict(
     }
     // With CAP_SYS_ADMIN still there, since set-user-ID programs must work and so no_new_privs stays off.
     if let Some(filter) = filter {
-        xbuild_sys::load_filter(filter).during(|| "load the system-call filter".to_owned())?;
+        xbuild_sys::load_filter_with(&filter.program, filter.flags)
+            .during(|| "load the system-call filter".to_owned())?;
     }
     if crate::rootless::has_one_id() {
         xbuild_sys::load_filter(&seccomp::one_owner()).during(|| "load the filter for one owner".to_owned())?;
@@ -389,12 +391,17 @@ fn restrict(
 }
 
 /// The filter for what a process may do; made before the process is in the sandbox.
-fn load_policy(privileges: &Privileges) -> Option<std::borrow::Cow<'static, [xbuild_sys::Instruction]>> {
-    match (&privileges.seccomp, privileges.capabilities) {
+fn load_policy(privileges: &Privileges) -> Result<Option<Filter>, Failure> {
+    Ok(match (&privileges.seccomp, privileges.capabilities) {
         (Seccomp::Unconfined, _) => None,
-        (Seccomp::Default, DEFAULT_CAPABILITIES) => Some(seccomp::docker_default().into()),
-        (Seccomp::Default, capabilities) => Some(seccomp::docker_for(capabilities).into()),
-    }
+        (Seccomp::Default, DEFAULT_CAPABILITIES) => {
+            Some(Filter { program: seccomp::docker_default().into(), flags: 0 })
+        }
+        (Seccomp::Default, capabilities) => {
+            Some(Filter { program: seccomp::docker_for(capabilities).into(), flags: 0 })
+        }
+        (Seccomp::Profile(text), _) => Some(seccomp::Policy::parse(text)?),
+    })
 }
 
 /// Makes the standard streams the user's, so that `/dev/stdout` can be opened again by name.

@@ -443,7 +443,7 @@ impl CreateFlags {
             privileged: self.privileged,
             publish_all_ports: self.publish_all,
             readonly_rootfs: self.read_only,
-            security_opt: list(&self.security_opt),
+            security_opt: list(&self.security_opts()?),
             uts_mode: self.uts.clone().unwrap_or_default(),
             userns_mode: self.userns.clone().unwrap_or_default(),
             shm_size: self.shm_size.as_deref().map_or(Ok(64 << 20), values::bytes)?,
@@ -458,6 +458,21 @@ impl CreateFlags {
         };
         self.limits.apply(&mut host)?;
         Ok(host)
+    }
+
+    /// Policies are kept with the container, as docker does, so that the file may change or go.
+    fn security_opts(&self) -> Result<Vec<String>> {
+        let one = |option: &String| match option.strip_prefix("seccomp=").or_else(|| option.strip_prefix("seccomp:")) {
+            None | Some("unconfined" | "builtin") => Ok(option.clone()),
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("opening seccomp profile ({file}) failed"))?;
+                let value: serde_json::Value = serde_json::from_str(&text)
+                    .with_context(|| format!("compacting json for seccomp profile ({file}) failed"))?;
+                Ok(format!("seccomp={value}"))
+            }
+        };
+        self.security_opt.iter().map(one).collect()
     }
 
     fn binds(&self) -> Result<Vec<String>> {

@@ -25,7 +25,7 @@ const ROOT: &str = "/run/xbuild-oci";
 
 /// Runs containers from OCI bundles.
 #[derive(Parser, Debug)]
-#[command(name = "xbuild oci", version = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0"))]
+#[command(name = "xbuild oci", bin_name = "xbuild oci", version = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0"))]
 #[command(disable_help_subcommand = true, max_term_width = 110)]
 struct Cli {
     /// Directory of states

@@ -342,11 +342,10 @@ fn privileges(host: &HostConfig) -> Result<Privileges, EngineError> {
             ("no-new-privileges", "false") => {}
             ("seccomp", "unconfined") => privileges.seccomp = Seccomp::Unconfined,
             ("seccomp", "builtin") => privileges.seccomp = Seccomp::Default,
-            ("seccomp", _) => {
-                return Err(EngineError::Source(
-                    "--security-opt seccomp: profiles from files are not supported; use `unconfined` or `builtin`"
-                        .to_owned(),
-                ));
+            ("seccomp", text) => {
+                let profile = xbuild_runner::seccomp_profile(text, privileges.capabilities)
+                    .map_err(|why| EngineError::Source(format!("--security-opt seccomp: {why}")))?;
+                privileges.seccomp = Seccomp::Profile(profile);
             }
             // Neither is there on hosts without those modules, and docker's default is none of them then.
             ("apparmor" | "label", "unconfined" | "disable") => {}

@@ -4,12 +4,13 @@
 //! first looks at the architecture of the call: a 64-bit process can make 32-bit calls with other numbers.
 
 mod bpf;
+pub mod docker;
 mod policy;
 #[cfg(test)]
 mod tests;
 
 use bpf::{ARCHITECTURE, ENOSYS, EPERM, JUMP_AT_LEAST, JUMP_EQUAL, KILL, NUMBER, Verdict};
-pub use policy::Policy;
+pub(crate) use policy::Policy;
 use std::sync::OnceLock;
 use xbuild_sys::Instruction;
 
@@ -47,6 +48,13 @@ const X86_64_TABLE: Architecture =
 const I386_TABLE: Architecture = Architecture { audit: AUDIT_I386, table: include_str!("i386.txt"), limit: None };
 const AARCH64_TABLE: Architecture =
     Architecture { audit: AUDIT_AARCH64, table: include_str!("aarch64.txt"), limit: None };
+
+/// A filter to load, with its flags.
+#[derive(Clone, Debug)]
+pub(crate) struct Filter {
+    pub(crate) program: std::borrow::Cow<'static, [Instruction]>,
+    pub(crate) flags: u32,
+}
 
 /// The filter for the machine this program was built for. Compiled at first use and kept.
 pub fn docker_default() -> &'static [Instruction] {

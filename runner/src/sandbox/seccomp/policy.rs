@@ -1,7 +1,7 @@
 //! Policies that others wrote: rules by names of calls, with conditions on arguments, compiled like docker's own.
 
 use super::bpf::{self, ALLOW, Alternative, Comparison, Condition, ENOSYS, KILL, Verdict};
-use super::{AUDIT_AARCH64, AUDIT_I386, AUDIT_X86_64, Architecture, LAST_KNOWN, tables, words};
+use super::{AUDIT_AARCH64, AUDIT_I386, AUDIT_X86_64, Architecture, Filter, LAST_KNOWN, tables, words};
 use crate::error::Failure;
 use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use xbuild_sys::Instruction;
 
 /// What a policy says of each call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Of calls that no rule is about: the filter's return value.
     default: u32,
     /// Architectures whose calls are looked at, by the kernel's audit numbers; those of others end the process.
@@ -56,6 +56,17 @@ impl Policy {
             rules.extend(rules_of(call)?);
         }
         Ok(Policy { default, architectures: architectures(seccomp), rules, flags })
+    }
+
+    /// The filter of a policy in JSON.
+    pub(crate) fn parse(text: &str) -> Result<Filter, Failure> {
+        let read = serde_json::from_str(text).map_err(|error| refused(&error.to_string()))?;
+        Policy::read(&read)?.filter()
+    }
+
+    /// The filter, with its flags.
+    pub(crate) fn filter(&self) -> Result<Filter, Failure> {
+        Ok(Filter { program: self.compile()?.into(), flags: self.flags })
     }
 
     /// The filter.
