@@ -109,6 +109,13 @@ impl EngineError {
         false
     }
 
+    /// The text with that of what it came from.
+    pub(crate) fn with_causes(&self) -> String {
+        let first: &dyn std::error::Error = self;
+        let causes = std::iter::successors(first.source(), |error| error.source());
+        causes.fold(self.to_string(), |text, cause| format!("{text}: {cause}"))
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io { action, path: path.to_owned(), source: source.into() }
     }

@@ -224,7 +224,12 @@ impl Watch<'_> {
             return Verdict::Continue;
         }
         self.journal.calls.push(format!("{} {}", watched.name, path.display()));
-        let verdict = self.verdict(watched, call, &process);
+        // What is there already needs no room to be opened.
+        let grows = match watched.effect {
+            Effect::Grow => watched.name != "create" || !path.exists(),
+            effect => effect == Effect::Write,
+        };
+        let verdict = self.verdict(watched, grows, call, &process);
         if verdict == Verdict::Continue {
             self.note(watched, path);
         }
@@ -244,9 +249,8 @@ impl Watch<'_> {
         }
     }
 
-    fn verdict(&mut self, watched: &Watched, call: &SupervisedCall, process: &Process) -> Verdict {
+    fn verdict(&mut self, watched: &Watched, grows: bool, call: &SupervisedCall, process: &Process) -> Verdict {
         let now = self.journal.calls.len();
-        let grows = matches!(watched.effect, Effect::Grow | Effect::Write);
         if self.fault == Fault::Full && self.at > 0 && now >= self.at {
             self.journal.hit |= grows;
             return if grows { Verdict::Fail(libc::ENOSPC) } else { Verdict::Continue };

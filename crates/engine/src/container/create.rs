@@ -117,7 +117,7 @@ impl Engine {
         let lower = self.store().dirs(files)?;
         let native = container.native;
         let prepare = |directory: &Path| {
-            let failed = |error: EngineError| ContainerError::Refused(error.to_string());
+            let failed = |error: EngineError| ContainerError::Refused(error.with_causes());
             Lease { tree: files, manifest }.write(directory).map_err(|error| failed(error.into()))?;
             for name in ["fs", "work"] {
                 let path = directory.join(name);
