@@ -271,6 +271,9 @@ fn addresses_are_as_asked_and_used_again() {
             // Without a word, as a process that is killed.
             drop(all);
         }
+        let again = networks.attach(&wanted("c10", "small")).expect("the same container, whose places are left");
+        assert_eq!(again.endpoints().len(), 1);
+        drop(again);
         assert!(matches!(networks.remove("small"), Err(NetworkError::InUse { .. })));
         drop(fixed_one);
         networks.remove("small").expect("removed");

@@ -60,7 +60,8 @@ impl<'a> Service<'a> {
 
     fn wait_for_state(&self, wanted: &str) {
         wait_until(&format!("{} is {wanted}", self.name), || {
-            self.ask("{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}").contains(wanted)
+            let state = self.ask("{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}");
+            state.split(' ').any(|word| word == wanted)
         });
     }
 
@@ -69,15 +70,12 @@ impl<'a> Service<'a> {
         kill(self.ask("{{.State.Pid}}").parse().unwrap());
     }
 
-    /// Kills the process that looks after the container.
+    /// Kills the process that looks after the container, which is the parent of its process 1. One that looked after
+    /// it before may still be there, tidying up.
     fn kill_monitor(&self) {
-        let id = self.ask("{{.Id}}");
-        let found = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let is_it = String::from_utf8_lossy(&line).replace('\0', " ").contains(&format!("xbuild-monitor {id}"));
-            is_it.then(|| entry.file_name().to_string_lossy().parse().ok()).flatten()
-        });
-        kill(found.expect("a container has a monitor"));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.ask("{{.State.Pid}}"))).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+        kill(parent.trim().parse().unwrap());
     }
 
     fn stop(&self) -> String {
@@ -142,6 +140,11 @@ fn redis_keeps_what_it_was_told_whoever_is_killed() {
     server.wait_for_state("healthy");
     assert_eq!(server.exec(&["redis-cli", "get", "key"]), "first");
     assert_eq!(server.exec(&["redis-cli", "set", "key", "second"]), "OK");
+    server.kill_monitor();
+    server.wait_for_state("exited");
+    lab.xbuild(&["start", "redis"]).ok();
+    server.wait_for_state("healthy");
+    assert_eq!(server.exec(&["redis-cli", "get", "key"]), "second");
     server.kill_monitor();
     server.wait_for_state("exited");
     drop(server);

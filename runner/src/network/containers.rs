@@ -128,6 +128,8 @@ impl Networks {
         let names = Arc::new(Names::new(self.clone(), &wanted.id));
         let lock = self.records.lock()?;
         let held = self.records.hold(&wanted.id)?.ok_or_else(|| NetworkError::Attached(wanted.name.clone()))?;
+        // Of a holder that was killed; they would count again from now on.
+        self.endpoints_of(&wanted.id)?.iter().for_each(|endpoint| self.records.remove_endpoint(endpoint));
         let mut attachment = Attachment {
             networks: self.clone(),
             container: wanted.id.clone(),
