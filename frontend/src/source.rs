@@ -4,6 +4,9 @@ use xbuild_graph::Span;
 
 /// Largest Dockerfile that is read, in bytes.
 pub const MAX_SOURCE: usize = 16 << 20;
+
+/// Most instructions of a Dockerfile: each takes a thousand times its bytes in memory.
+pub const MAX_INSTRUCTIONS: usize = 50_000;
 /// Longest physical line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 

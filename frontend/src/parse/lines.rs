@@ -2,7 +2,7 @@
 
 use super::lexical::{self, Mark};
 use super::{Directives, Heredoc};
-use crate::source::{MAX_LINE, MAX_SOURCE};
+use crate::source::{MAX_INSTRUCTIONS, MAX_LINE, MAX_SOURCE};
 use crate::{CheckOptions, Diagnostic, SourceFile};
 use xbuild_graph::Span;
 
@@ -35,7 +35,14 @@ pub(crate) fn read(source: &SourceFile) -> Lines {
     }
     let mut reader = Reader { source, next: 1, top: 0, out: lines };
     reader.directives();
-    while reader.instruction() {}
+    while reader.instruction() {
+        if let Some(last) = reader.out.logical.get(MAX_INSTRUCTIONS) {
+            let message = format!("the Dockerfile has more than {MAX_INSTRUCTIONS} instructions");
+            let problem = Diagnostic::error(message, last.span);
+            reader.out.problems.push(problem);
+            break;
+        }
+    }
     reader.out
 }
 

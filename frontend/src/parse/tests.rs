@@ -93,6 +93,14 @@ fn limits_are_named() {
     assert_eq!(messages("# only\n"), ["0: the Dockerfile cannot be empty"]);
 }
 
+#[test]
+fn too_many_instructions_are_refused() {
+    let text = |count: usize| format!("FROM scratch\n{}", "ENV A=b\n".repeat(count - 1));
+    assert!(messages(&text(crate::source::MAX_INSTRUCTIONS)).is_empty());
+    let many = messages(&text(crate::source::MAX_INSTRUCTIONS + 10));
+    assert!(many.len() == 1 && many[0].contains("has more than 50000 instructions"), "{many:?}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
