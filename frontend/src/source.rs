@@ -6,7 +6,7 @@ use xbuild_graph::Span;
 pub const MAX_SOURCE: usize = 16 << 20;
 
 /// Most instructions of a Dockerfile: each takes a thousand times its bytes in memory.
-pub const MAX_INSTRUCTIONS: usize = 50_000;
+pub(crate) const MAX_INSTRUCTIONS: usize = 50_000;
 /// Longest physical line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 
