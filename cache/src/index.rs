@@ -4,7 +4,7 @@ use crate::StoreError;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// `user_version` of the schema below.
 const VERSION: i64 = 1 + UPGRADES.len() as i64;
@@ -64,12 +64,16 @@ const UPGRADES: [&str; 2] = [
     "ALTER TABLE trees ADD COLUMN flat TEXT;",
 ];
 
+/// How long other processes are waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Opens the index, makes its tables if it is new, and drops rows of another epoch.
 pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
     let mut db = Connection::open(path)?;
-    db.busy_timeout(Duration::from_secs(60))?;
+    db.busy_timeout(PATIENCE)?;
+    write_ahead(&db)?;
     db.execute_batch(
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-8000; PRAGMA temp_store=MEMORY;
+        "PRAGMA synchronous=NORMAL; PRAGMA cache_size=-8000; PRAGMA temp_store=MEMORY;
          PRAGMA wal_autocheckpoint=200;",
     )?;
     // The last process would sync four times when it ends. The log stays instead; it is short, so opening takes it in soon.
@@ -97,6 +101,22 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
         drop_other_epochs(&mut db, epoch)?;
     }
     Ok(db)
+}
+
+/// Has changes logged before they are made. A new index becomes such a one by a lock that SQLite does not wait for,
+/// whatever the timeout, and processes that come first come together.
+fn write_ahead(db: &Connection) -> rusqlite::Result<()> {
+    let start = Instant::now();
+    loop {
+        match db.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if is_busy(&error) && start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(2)),
+            done => return done,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
 }
 
 /// What an earlier boot or mount did not sync may be gone: forget it, and everything that stands on it.

@@ -79,6 +79,7 @@ impl Store {
     /// # Errors
     /// A root of another format, and I/O errors.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let owner = format!("{}-{:x}", std::process::id(), nanos());
         let format = root.join("FORMAT");
         let read = fs::read_to_string(&format);
         check_owner(root, &read)?;
@@ -88,10 +89,9 @@ impl Store {
                 let found = found.trim().chars().take(60).collect();
                 return Err(StoreError::Format { root: root.to_owned(), found, expected: FORMAT });
             }
-            Err(_) => create(root, &format)?,
+            Err(_) => create(root, &format, &owner)?,
         }
         let root = root.canonicalize().at("open", root)?;
-        let owner = format!("{}-{:x}", std::process::id(), nanos());
         let session_path = root.join("locks").join(format!("session-{owner}"));
         let session = FileLock::try_take(&session_path)?.ok_or_else(|| StoreError::Missing("an own session".into()))?;
         let began = now_ms();
@@ -363,13 +363,13 @@ fn free_leftovers(root: &Path) -> Result<Freed, StoreError> {
     Ok(freed)
 }
 
-fn create(root: &Path, format: &Path) -> Result<(), StoreError> {
+fn create(root: &Path, format: &Path, owner: &str) -> Result<(), StoreError> {
     for folder in FOLDERS {
         let path = root.join(folder);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("make", &path)?;
     }
     fs::set_permissions(root, fs::Permissions::from_mode(0o700)).at("protect", root)?;
-    let part = root.join(format!("FORMAT.{}", std::process::id()));
+    let part = root.join(format!("FORMAT.{owner}"));
     // A name without its content would make the store unreadable after a power cut.
     let written = fs::File::create(&part).and_then(|mut file| {
         writeln!(file, "{FORMAT}")?;

@@ -53,6 +53,14 @@ pub struct Tree {
     pub created: i64,
 }
 
+impl Tree {
+    /// A name that no other tree of the store has or will have.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.id.0, self.created)
+    }
+}
+
 /// What is known of a layer when it is published.
 #[derive(Clone, Debug, Default)]
 pub struct NewTree {

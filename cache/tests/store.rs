@@ -224,3 +224,15 @@ fn what_died_sessions_left_without_a_row_goes_with_the_next_check() {
     assert!(trees.join(format!("{own}-999")).exists(), "it may get its row yet");
     assert!(store.tree(kept).is_ok());
 }
+
+#[test]
+fn a_new_store_is_opened_by_many_at_once() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let opened = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..6).map(|_| scope.spawn(|| Store::open(dir.path()).map(drop))).collect();
+            all.into_iter().map(|one| one.join().expect("no panic")).collect::<Result<Vec<_>, StoreError>>()
+        });
+        opened.expect("all of them");
+    }
+}

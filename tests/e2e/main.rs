@@ -22,6 +22,7 @@ mod secrets;
 mod services;
 mod sharing;
 mod soak;
+mod steps;
 mod store;
 mod trees;
 mod volumes;

@@ -86,9 +86,6 @@ impl AddArchive<'_> {
             if entries > limits.entries {
                 return Err(TreeError::Limit { limit: limits.entries, unit: "entries" });
             }
-            if let Some(owner) = self.options.owner {
-                (entry.uid, entry.gid) = (owner.uid, owner.gid);
-            }
             entry.mtime = self.options.mtime.unwrap_or(entry.mtime).max(Time::from_seconds(0));
             bytes += self.entry(&entry, &mut reader, limits.bytes.saturating_sub(bytes)).map_err(|e| match e {
                 TreeError::Limit { unit, .. } => TreeError::Limit { limit: limits.bytes, unit },

@@ -6,6 +6,7 @@ use super::error::{Context, Result, TreeError};
 use super::link::FileId;
 use super::meta::{Kind, Meta};
 use super::tar_write::{Header, flag, write_end, write_header, write_padding};
+use super::unchanged::Lower;
 use super::view::View;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -27,19 +28,40 @@ pub struct TarOptions {
 /// more: they are not written. Entries are sorted, directories before their content, times are whole seconds, owners are numbers. The same directories
 /// give the same bytes, on every machine.
 pub fn write_layer<P: AsRef<Path>>(dirs: &[P], marks: Marks, options: TarOptions, out: &mut impl Write) -> Result<()> {
+    write(dirs, marks, Lower::Unknown, options, out)
+}
+
+/// As [`write_layer`], without what says the same as what lies below; what hides a whole directory names what it hides.
+pub fn write_changes<P: AsRef<Path>>(
+    dirs: &[P],
+    marks: Marks,
+    base: &View,
+    options: TarOptions,
+    out: &mut impl Write,
+) -> Result<()> {
+    write(dirs, marks, Lower::root(base.root()), options, out)
+}
+
+fn write<P: AsRef<Path>>(
+    dirs: &[P],
+    marks: Marks,
+    base: Lower,
+    options: TarOptions,
+    out: &mut impl Write,
+) -> Result<()> {
     let mut parts = Vec::with_capacity(dirs.len());
     for (layer, dir) in dirs.iter().enumerate() {
         parts.push(Part { layer, fd: open_root(dir.as_ref())? });
     }
     let lowest = dirs.len().saturating_sub(1);
-    TarWriter { out, options, lowest: Some(lowest), links: HashMap::new() }.run(Dir::new(parts, marks))
+    TarWriter { out, options, lowest: Some(lowest), links: HashMap::new() }.run(Dir::new(parts, marks), base)
 }
 
 /// Writes everything that a view shows, as `type=tar` does.
 pub fn write_root(view: &View, clamp: Option<i64>, out: &mut impl Write) -> Result<()> {
     let options = TarOptions { clamp };
     let root = view.root().clone();
-    TarWriter { out, options, lowest: None, links: HashMap::new() }.run(root)
+    TarWriter { out, options, lowest: None, links: HashMap::new() }.run(root, Lower::Unknown)
 }
 
 struct TarWriter<'a, W> {
@@ -54,17 +76,29 @@ struct TarWriter<'a, W> {
 /// A directory whose entries are being written.
 struct Level {
     dir: Dir,
+    /// What it lies on.
+    lower: Lower,
     /// Length of the path of the directory, with its slash.
     path: usize,
+    /// Its own entry, as long as nothing was written that needs it.
+    waiting: Option<Own>,
     entries: std::vec::IntoIter<Entry>,
 }
 
+/// What is written of a directory itself.
+struct Own {
+    meta: Meta,
+    xattrs: Vec<(OsString, Vec<u8>)>,
+    /// Whether the layer's tar says that it hides what is below the layer.
+    opaque: bool,
+}
+
 impl<W: Write> TarWriter<'_, W> {
-    fn run(mut self, root: Dir) -> Result<()> {
+    fn run(mut self, root: Dir, base: Lower) -> Result<()> {
         let mut path: Vec<u8> = Vec::new();
         let mut levels = Vec::new();
         if !root.is_empty() {
-            levels.push(self.level(root, &path)?);
+            levels.push(self.level(root, base, &path, None)?);
         }
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path);
@@ -73,31 +107,32 @@ impl<W: Write> TarWriter<'_, W> {
                 continue;
             };
             path.extend_from_slice(entry.name.as_bytes());
-            let dir = level.dir.clone();
-            if let Some((below, cut)) = self.entry(&dir, &entry, &mut path)? {
+            if let Some(below) = self.entry(&mut levels, &entry, &mut path)? {
                 if levels.len() > MAX_DEPTH {
                     return Err(TreeError::unfit(OsStr::from_bytes(&path), "nested too deeply"));
                 }
-                if cut {
-                    self.opaque(&path)?;
-                }
-                levels.push(self.level(below, &path)?);
+                levels.push(below);
             }
         }
         write_end(self.out).map_err(TreeError::Output)
     }
 
-    fn level(&self, dir: Dir, path: &[u8]) -> Result<Level> {
+    fn level(&self, dir: Dir, lower: Lower, path: &[u8], waiting: Option<Own>) -> Result<Level> {
         let mut entries = dir.entries_with_whiteouts().context("list", OsStr::from_bytes(path))?;
         entries.retain(|entry| !entry.whiteout || Some(dir.parts()[entry.part].layer) == self.lowest);
-        Ok(Level { dir, path: path.len(), entries: entries.into_iter() })
+        lower.complete(&mut entries).context("list", OsStr::from_bytes(path))?;
+        Ok(Level { dir, lower, path: path.len(), waiting, entries: entries.into_iter() })
     }
 
-    /// Writes one entry. For a directory the answer is the directory and whether the layer's tar says that it hides what is
-    /// below the layer.
-    fn entry(&mut self, dir: &Dir, entry: &Entry, path: &mut Vec<u8>) -> Result<Option<(Dir, bool)>> {
+    /// Writes one entry of the last level. For a directory the answer is its level.
+    fn entry(&mut self, levels: &mut [Level], entry: &Entry, path: &mut Vec<u8>) -> Result<Option<Level>> {
         let shown = OsString::from_vec(path.clone());
+        let Some(Level { dir, lower, .. }) = levels.last() else {
+            return Ok(None);
+        };
+        let (dir, lower) = (dir.clone(), lower.clone());
         if entry.whiteout {
+            self.parents(levels, path)?;
             self.whiteout(entry, path)?;
             return Ok(None);
         }
@@ -113,21 +148,49 @@ impl<W: Write> TarWriter<'_, W> {
                 let Some(below) = dir.child_from(&entry.name, entry.part).context("open", &shown)? else {
                     return Err(TreeError::not_found(shown));
                 };
-                let cut = match below.parts().last() {
-                    Some(part) if Some(part.layer) == self.lowest => below.is_opaque(part.fd.as_fd()),
-                    _ => Ok(false),
-                };
-                let cut = cut.context("read attributes of", &shown)?;
                 path.push(b'/');
-                let xattrs = match below.top() {
-                    Some(fd) => self.xattrs(fd, &shown)?,
-                    None => Vec::new(),
-                };
-                self.header(path, &meta, b'5', 0, b"", &xattrs)?;
-                Ok(Some((below, cut)))
+                let opaque = self.hides(&below).context("read attributes of", &shown)?;
+                let lower = lower.child(&entry.name, opaque).context("open", &shown)?;
+                let xattrs = below.top().map(|fd| self.xattrs(fd, &shown)).transpose()?.unwrap_or_default();
+                let opaque = opaque && matches!(lower, Lower::Unknown);
+                let changed = !lower.is_like(&below, &meta, &shown)?;
+                let mut level = self.level(below, lower, path, Some(Own { meta, xattrs, opaque }))?;
+                if changed {
+                    self.parents(levels, path)?;
+                    self.own(&mut level, path)?;
+                }
+                Ok(Some(level))
             }
-            _ => self.file(dir, entry, path, &meta, &shown).map(|()| None),
+            _ => {
+                if !lower.has(&dir, entry, &meta, &shown)? {
+                    self.parents(levels, path)?;
+                    self.file(&dir, entry, path, &meta, &shown)?;
+                }
+                Ok(None)
+            }
         }
+    }
+
+    /// Whether a directory of the layer hides what is below the layer.
+    fn hides(&self, dir: &Dir) -> rustix::io::Result<bool> {
+        match dir.parts().last() {
+            Some(part) if Some(part.layer) == self.lowest => dir.is_opaque(part.fd.as_fd()),
+            _ => Ok(false),
+        }
+    }
+
+    /// Writes the directories that lead to an entry, where that was not done.
+    fn parents(&mut self, levels: &mut [Level], path: &[u8]) -> Result<()> {
+        levels.iter_mut().try_for_each(|level| self.own(level, path))
+    }
+
+    fn own(&mut self, level: &mut Level, path: &[u8]) -> Result<()> {
+        let Some(own) = level.waiting.take() else {
+            return Ok(());
+        };
+        let path = &path[..level.path];
+        self.header(path, &own.meta, b'5', 0, b"", &own.xattrs)?;
+        if own.opaque { self.opaque(path) } else { Ok(()) }
     }
 
     fn file(&mut self, dir: &Dir, entry: &Entry, path: &[u8], meta: &Meta, shown: &OsStr) -> Result<()> {

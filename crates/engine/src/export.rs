@@ -26,14 +26,23 @@ pub(crate) struct Built {
     pub(crate) provenance: Option<serde_json::Value>,
 }
 
-/// Layer tars from the store's trees.
+/// Layer tars from a store's trees.
 #[derive(Debug)]
-pub(crate) struct StoreLayers;
+pub(crate) struct StoreLayers<'a>(pub(crate) &'a Store);
 
-impl LayerTar for StoreLayers {
+impl LayerTar for StoreLayers<'_> {
     fn write_layer(&self, layer: &Tree, clamp: Option<i64>, mut out: &mut dyn Write) -> io::Result<()> {
         let options = TarOptions { clamp };
-        tree::write_layer(&layer.dirs, layer.marks, options, &mut out).map_err(io::Error::other)
+        let written = match layer.changes {
+            // A copy or a layer of a base image is the same whatever it lies on.
+            Some(_) => tree::write_layer(&layer.dirs, layer.marks, options, &mut out),
+            None => {
+                let below = self.0.dirs(layer.parent).map_err(io::Error::other)?;
+                View::layers(&below, self.0.marks())
+                    .and_then(|base| tree::write_changes(&layer.dirs, layer.marks, &base, options, &mut out))
+            }
+        };
+        written.map_err(io::Error::other)
     }
 }
 
@@ -133,7 +142,7 @@ impl Exporter<'_> {
         }
         let mut blob = self.store.write_blob()?;
         let path = self.store.blob_path(item.digest());
-        archive::write_content(item, self.store, &StoreLayers, &mut blob)
+        archive::write_content(item, self.store, &StoreLayers(self.store), &mut blob)
             .map_err(|e| EngineError::io("write", &path, e))?;
         blob.finish(Some(item.digest()))?;
         Ok(())
@@ -153,11 +162,12 @@ impl Exporter<'_> {
             let named = [archive::Named { bundle, names: names.clone() }];
             match (dest, tar) {
                 (Destination::Path(path), false) => {
-                    archive::write_directory(path, &named, docker, self.store, &StoreLayers)?
+                    archive::write_directory(path, &named, docker, self.store, &StoreLayers(self.store))?
                 }
                 (dest, _) => {
-                    let write =
-                        |out: &mut dyn Write| Ok(archive::write_tar(out, &named, docker, self.store, &StoreLayers)?);
+                    let write = |out: &mut dyn Write| {
+                        Ok(archive::write_tar(out, &named, docker, self.store, &StoreLayers(self.store))?)
+                    };
                     to_destination(dest, write)?;
                 }
             }
@@ -177,7 +187,7 @@ impl Exporter<'_> {
         for built in self.built {
             let annotations = annotations(self.request, output, &built.platform)?;
             let trees = self.store.layers(built.tree)?;
-            let prepared = layers::prepare(self.store, &StoreLayers, &trees, options)?;
+            let prepared = layers::prepare(self.store, &StoreLayers(self.store), &trees, options)?;
             // Annotations are OCI's; a manifest that has some is an OCI one.
             let oci = oci || !annotations.manifest.is_empty() || attested;
             let mut image = Image::new(built.config.clone(), prepared, oci, &annotations);

@@ -81,8 +81,8 @@ impl Pusher<'_> {
         let (item, store) = (item.clone(), self.store.clone());
         std::thread::spawn(move || {
             let mut out = io::BufWriter::with_capacity(CHUNK, ChannelWriter(send.clone()));
-            let written =
-                archive::write_content(&item, &store, &crate::export::StoreLayers, &mut out).and_then(|()| out.flush());
+            let written = archive::write_content(&item, &store, &crate::export::StoreLayers(&store), &mut out)
+                .and_then(|()| out.flush());
             if let Err(error) = written {
                 // The other side is gone if this cannot be told.
                 let _ = send.blocking_send(Err(error));

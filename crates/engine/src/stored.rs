@@ -29,7 +29,7 @@ impl Engine {
         }
         let bundles = wanted.into_iter().map(|(target, names)| Ok(Named { bundle: self.stored(target)?, names }));
         let bundles: Vec<Named> = bundles.collect::<Result<_, EngineError>>()?;
-        Ok(archive::write_tar(out, &bundles, true, self.store(), &StoreLayers)?)
+        Ok(archive::write_tar(out, &bundles, true, self.store(), &StoreLayers(self.store()))?)
     }
 
     /// What one argument of `save` stands for: targets, each with its name.
@@ -182,7 +182,7 @@ impl Engine {
         let found = Found { target: digest, digest, manifest, config: config.clone() };
         let trees = self.store().layers(self.tree_of(&found)?)?;
         let options = LayerOptions { packing: Packing::Gzip(6), force: false, clamp: None, oci };
-        let layers = layers::prepare(self.store(), &StoreLayers, &trees, options)?;
+        let layers = layers::prepare(self.store(), &StoreLayers(self.store()), &trees, options)?;
         let mut packed = Image::new(config, layers, oci, &annotations);
         for statement in image.attached.iter().filter_map(provenance::predicate_of) {
             let attached = provenance::attach(&packed, &statement);

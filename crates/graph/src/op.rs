@@ -212,10 +212,13 @@ pub enum MountKind {
     Bind,
     /// A directory that outlives the build.
     Cache {
-        /// Identifier; equal ids are one directory.
-        id: String,
-        /// Who may use it at once.
-        sharing: CacheSharing,
+        /// Identifier; equal ids are one directory, if it began alike. Not part of the digest: a step's result does not
+        /// depend on which cache it had.
+        id: Unkeyed<String>,
+        /// Whether it has another identifier than the directory's path.
+        named: bool,
+        /// Who may use it at once. Not part of the digest.
+        sharing: Unkeyed<CacheSharing>,
         /// Mode of the directory when it is made.
         mode: u32,
         /// Owner of the directory when it is made.

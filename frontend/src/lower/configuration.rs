@@ -59,10 +59,7 @@ impl Work<'_, '_> {
                 format!("JSON arguments recommended for {name} to prevent unintended behavior related to OS signals");
             self.lowering.warnings.push(Diagnostic::warning(&JSON_ARGS_RECOMMENDED, message, span));
         }
-        match line.is_empty() {
-            true => Vec::new(),
-            false => self.with_shell(line),
-        }
+        self.with_shell(line)
     }
 
     fn cmd(&mut self, form: &ShellForm, span: Span) {
@@ -168,9 +165,6 @@ impl Work<'_, '_> {
     fn workdir(&mut self, path: &str, instruction: &Instruction) -> Result<(), Diagnostic> {
         let span = instruction.span;
         let path = self.expand(path, span)?;
-        if path.is_empty() {
-            return Err(Diagnostic::error("WORKDIR must not be blank", span));
-        }
         let absolute = path.starts_with('/');
         if !self.state.workdir_set && !absolute {
             let message = format!("Relative workdir \"{path}\" can have unexpected results if the base image changes");

@@ -492,7 +492,7 @@ fn node<'a>(
     }
     let mut node = Node::new(Some(stage), image.text, stage.span);
     node.used_globals.extend(image.matched);
-    let Some(written) = &stage.from.platform else {
+    let Some(written) = stage.from.platform.as_ref().filter(|written| !written.is_empty()) else {
         return Ok(node);
     };
     let platform = expand(written)?;

@@ -269,17 +269,19 @@ impl Work<'_, '_> {
             "" => given,
             namespace => namespace,
         };
-        let id = read.id.clone().unwrap_or_else(|| clean(target));
+        let usual = clean(target);
+        let id = read.id.clone().unwrap_or_else(|| usual.clone());
         MountKind::Cache {
-            id: match namespace {
+            named: id != usual,
+            id: Unkeyed(match namespace {
                 "" => id,
                 namespace => format!("{namespace}/{id}"),
-            },
-            sharing: match read.sharing.as_deref() {
+            }),
+            sharing: Unkeyed(match read.sharing.as_deref() {
                 Some("private") => CacheSharing::Private,
                 Some("locked") => CacheSharing::Locked,
                 _ => CacheSharing::Shared,
-            },
+            }),
             mode: read.mode.unwrap_or(0o755),
             uid: read.uid.unwrap_or(0),
             gid: read.gid.unwrap_or(0),

@@ -137,7 +137,7 @@ fn mounts_are_in_order_after_the_root() {
         [("/", Some(0)), ("/w/t", Some(1)), ("/c", None), ("/run/buildkit/ssh_agent.0", None), ("/t", None)]
     );
     assert!(exec.mounts[1].readonly && exec.mounts[1].selector == "/s");
-    assert!(matches!(&exec.mounts[2].kind, MountKind::Cache { id, mode: 0o755, .. } if id == "/c"));
+    assert!(matches!(&exec.mounts[2].kind, MountKind::Cache { id, mode: 0o755, .. } if id.0 == "/c"));
     assert!(matches!(exec.mounts[4].kind, MountKind::Tmpfs { size: Some(1_048_576) }));
     assert_eq!(exec.secret_env[0].name, "K");
     assert!(exec.env.contains(&"SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0".to_owned()));

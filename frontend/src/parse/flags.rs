@@ -54,14 +54,12 @@ fn known(instruction: &str) -> &'static [(&'static str, Takes)] {
 #[derive(Debug, Default)]
 pub(super) struct Flags {
     values: Vec<(&'static str, String)>,
-    /// Whether there were any.
-    pub(super) any: bool,
 }
 
 impl Flags {
     /// Sorts `written` (without `--`) by name.
     pub(super) fn read(instruction: &str, written: &[String], span: Span) -> Result<Self, Diagnostic> {
-        let mut flags = Self { values: Vec::new(), any: !written.is_empty() };
+        let mut flags = Self { values: Vec::new() };
         let known = known(instruction);
         for flag in written {
             let (name, value) = match flag.split_once('=') {

@@ -217,9 +217,6 @@ pub(crate) fn size(text: &str) -> Option<u64> {
 fn validate(mount: &Mount, writable: Option<bool>, written: &str) -> Result<(), String> {
     let need = |what: &str| Err(format!("{what} in --mount={written}"));
     let anonymous = matches!(mount.kind, Type::Secret | Type::Ssh);
-    if mount.target.is_none() && !anonymous {
-        return need("invalid mount: `target` is required");
-    }
     if mount.size.is_some() && mount.kind != Type::Tmpfs {
         return need("`size` is only for tmpfs mounts");
     }

@@ -70,6 +70,7 @@ fn json_falls_back_to_shell_form_only_when_it_is_no_json() {
         }
     };
     assert_eq!(form(r#"[ "a" , "b\"c" ]"#), Some(ShellForm::Exec(vec!["a".into(), "b\"c".into()])));
+    assert_eq!(form(r#"["a"], "b"#), Some(ShellForm::Exec(vec!["a".into()])), "what comes after it does not count");
     assert_eq!(form("['a']"), Some(ShellForm::Shell("['a']".into())));
     assert_eq!(form(r#"["a",]"#), Some(ShellForm::Shell(r#"["a",]"#.into())));
     assert_eq!(form("[1]"), None);
@@ -80,7 +81,6 @@ fn json_falls_back_to_shell_form_only_when_it_is_no_json() {
 fn mounts_are_checked() {
     assert!(messages("FROM a\nRUN --mount=type=floppy,target=/x y")[0].contains("unsupported mount type `floppy`"));
     assert!(messages("FROM a\nRUN --mount=taget=/x y")[0].contains("did you mean target?"));
-    assert!(messages("FROM a\nRUN --mount=type=bind y")[0].contains("`target` is required"));
     assert!(messages("FROM a\nRUN --mount=type=$x,from=$y,target=/z y")[0].contains("define alias"));
     assert_eq!(messages("FROM a\nRUN --mount=type=cache,target=/z,sharing=locked,mode=0755 y"), Vec::<String>::new());
 }
@@ -99,6 +99,13 @@ fn too_many_instructions_are_refused() {
     assert!(messages(&text(crate::source::MAX_INSTRUCTIONS)).is_empty());
     let many = messages(&text(crate::source::MAX_INSTRUCTIONS + 10));
     assert!(many.len() == 1 && many[0].contains("has more than 50000 instructions"), "{many:?}");
+}
+
+#[test]
+fn what_says_nothing_is_no_mistake() {
+    for text in ["RUN", "CMD", "ENTRYPOINT", "HEALTHCHECK --retries=5 NONE", "ONBUILD NONSENSE x", "WORKDIR \"\""] {
+        assert_eq!(messages(&format!("FROM --platform= a\n{text}\n")), [""; 0], "{text}");
+    }
 }
 
 proptest::proptest! {

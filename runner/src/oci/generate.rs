@@ -82,8 +82,8 @@ pub(crate) fn process(process: &Process<'_>) -> Value {
     let all = capabilities::names(process.privileges.capabilities & here);
     // The kernel takes these from everybody but root.
     let own = if *uid == 0 { all.clone() } else { Vec::new() };
-    let mut env: Vec<&str> =
-        process.env.iter().map(String::as_str).filter(|entry| entry.find('=').is_some_and(|at| at > 0)).collect();
+    let says_something = |entry: &&str| entry.find('=').is_some_and(|at| at > 0) && *entry != "HOME=";
+    let mut env: Vec<&str> = process.env.iter().map(String::as_str).filter(says_something).collect();
     let home = format!("HOME={}", process.user.home);
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         env.push(&home);

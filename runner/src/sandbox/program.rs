@@ -42,8 +42,9 @@ impl Program {
         })
     }
 
-    /// Sets `HOME` unless the environment has one.
+    /// Sets `HOME` unless the environment has one that says something.
     pub(crate) fn set_home(&mut self, home: &str) -> Result<(), Failure> {
+        self.environment.retain(|entry| entry.as_bytes() != b"HOME=");
         if !self.environment.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
             let entry = CString::new(format!("HOME={home}"));
             self.environment.push(entry.map_err(|_| Failure::Refused("a home directory holds a NUL byte".to_owned()))?);

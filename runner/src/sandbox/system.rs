@@ -6,7 +6,7 @@ use super::staging::Staging;
 use super::{cgroups, nodes, sysctl};
 use crate::error::{During, Failure};
 use crate::spec::{Privileges, Spec};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, openat, openat2, symlinkat};
+use rustix::fs::{Access, FileType, Mode, OFlags, ResolveFlags, access, makedev, mkdirat, openat, openat2, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -155,7 +155,10 @@ fn terminals() -> Result<OwnedFd, Failure> {
 fn fill_dev(dev: BorrowedFd<'_>) -> Result<(), Errno> {
     nodes::make_usual(dev)?;
     for (name, target) in LINKS {
-        symlinkat(target, dev, name)?;
+        // Not every kernel has it.
+        if name != "core" || access(target, Access::EXISTS).is_ok() {
+            symlinkat(target, dev, name)?;
+        }
     }
     for name in ["pts", "shm", "mqueue"] {
         mkdirat(dev, name, Mode::from_raw_mode(0o755))?;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::tree::tar_read::TarReader;
 use proptest::prelude::*;
 
 fn tar_of(dirs: &[&Path], options: TarOptions) -> Vec<u8> {
@@ -115,6 +116,56 @@ fn place(root: &Path, entries: &[(String, Made, i64, u32)]) {
         let time = Time::from_seconds(1000).timestamps();
         rustix::fs::utimensat(rustix::fs::CWD, path, &time, AtFlags::SYMLINK_NOFOLLOW).expect("utimes");
     }
+}
+
+/// What is left of a layer when that is left out which says the same as `base`.
+fn changes_of(upper: &Path, base: &Path) -> Vec<u8> {
+    let below = View::layers(&[base], Marks::Trusted).expect("view");
+    let mut out = Vec::new();
+    write_changes(&[upper], Marks::Trusted, &below, TarOptions::default(), &mut out).expect("layer");
+    out
+}
+
+fn names(tar: &[u8]) -> Vec<String> {
+    let mut reader = TarReader::new(tar);
+    std::iter::from_fn(|| reader.next().expect("entry"))
+        .map(|entry| String::from_utf8_lossy(&entry.name).into_owned())
+        .collect()
+}
+
+#[test]
+fn a_layer_says_what_is_different_from_below() {
+    if !needs_root("a_layer_says_what_is_different_from_below") {
+        return;
+    }
+    let (base, upper) = (dir(), dir());
+    let entry = |name: &str, made, time| (name.to_owned(), made, time, 0);
+    let file = |text: &str| Made::File(text.as_bytes().to_vec(), 0o644);
+    for root in [base.path(), upper.path()] {
+        place(root, &[entry("d", Made::Dir(false), 0)]);
+        place(root, &[entry("e", Made::Dir(false), 0)]);
+    }
+    let within = |root: &TempDir, name: &str| root.path().join(name);
+    place(
+        &within(&base, "d"),
+        &[entry("same", file("1"), 7), entry("touched", file("1"), 7), entry("text", file("1"), 7)],
+    );
+    place(
+        &within(&upper, "d"),
+        &[entry("same", file("1"), 7), entry("touched", file("1"), 8), entry("text", file("2"), 7)],
+    );
+    assert_eq!(names(&changes_of(upper.path(), base.path())), ["d/", "d/text", "d/touched"]);
+
+    // A second name is a file of its own, since the first is not in the layer.
+    link_to(&within(&upper, "d/same"), &within(&upper, "e/second"));
+    whiteout(&within(&upper, "e/never"));
+    chmod(&within(&upper, "d"), 0o700);
+    assert_eq!(names(&changes_of(upper.path(), base.path())), ["d/", "d/text", "d/touched", "e/", "e/second"]);
+
+    opaque(&within(&upper, "d"));
+    fs::remove_file(within(&upper, "d/touched")).expect("remove");
+    let all = ["d/", "d/text", "d/.wh.touched", "e/", "e/second"];
+    assert_eq!(names(&changes_of(upper.path(), base.path())), all, "what is hidden is named");
 }
 
 proptest! {
@@ -248,5 +299,31 @@ fn paths_longer_than_the_kernel_takes_work() {
         let bottom = dir::open_beneath(std::os::fd::AsFd::as_fd(&fd), &deep).expect("deep");
         assert_eq!(rustix::fs::fstat(&bottom).expect("stat").st_mtime, 7);
         remove_tree(std::os::fd::AsFd::as_fd(&fd), name(&part)).expect("remove");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn what_is_different_is_enough(
+        entries in prop::collection::vec(("[a-f]{1,2}", made(), 0_i64..3, 0_u32..3), 0..30),
+        same in 0..30_usize,
+        more in prop::collection::vec(("[a-f]{1,2}", made(), 0_i64..3, 0_u32..3), 0..30),
+    ) {
+        if !needs_root("what_is_different_is_enough") {
+            return Ok(());
+        }
+        let (base, upper) = (dir(), dir());
+        let alone = |all: &[(String, Made, i64, u32)]| all.iter().filter(|e| !matches!(e.1, Made::Hard)).cloned().collect::<Vec<_>>();
+        let entries = alone(&entries);
+        place(base.path(), &entries);
+        place(upper.path(), &[&entries[..same.min(entries.len())], &alone(&more)].concat());
+        let back = unpacked(&changes_of(upper.path(), base.path()), &View::layers(&[base.path()], Marks::Trusted).expect("view")).expect("unpack");
+        let shown = |top: &Path| {
+            let mut out = Vec::new();
+            write_root(&View::layers(&[top, base.path()], Marks::Trusted).expect("view"), None, &mut out).expect("root");
+            out
+        };
+        prop_assert!(shown(upper.path()) == shown(back.path()));
     }
 }

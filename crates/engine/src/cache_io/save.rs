@@ -123,7 +123,7 @@ impl Saver<'_> {
             }
         }
         let trees: Vec<Tree> = trees.into_values().collect();
-        let packed = layers::prepare(self.store, &StoreLayers, &trees, OPTIONS)?;
+        let packed = layers::prepare(self.store, &StoreLayers(self.store), &trees, OPTIONS)?;
         let packed: HashMap<TreeId, Layer> = trees.iter().map(|t| t.id).zip(packed).collect();
         let (mut steps, mut elsewhere, mut here) = (Steps::new(), Vec::new(), BTreeSet::new());
         for (id, made) in made {
@@ -172,7 +172,8 @@ impl Saver<'_> {
         );
         let layout = Layout::open(&cache.path)?;
         for item in writer.items.iter().chain([&config, &manifest]) {
-            layout.put(&item.descriptor, |out| archive::write_content(item, self.store, &StoreLayers, out))?;
+            layout
+                .put(&item.descriptor, |out| archive::write_content(item, self.store, &StoreLayers(self.store), out))?;
         }
         layout.publish(&manifest.descriptor)?;
         self.note(step, &format!("writing cache image manifest {} done", manifest.digest()));

@@ -123,7 +123,7 @@ impl Engine {
             let packing = scope.spawn(move || {
                 let mut writer = std::io::BufWriter::with_capacity(256 << 10, writer);
                 let options = TarOptions { clamp: None };
-                tree::write_layer(&[upper], marks, options, &mut writer)?;
+                tree::write_changes(&[upper], marks, &base()?, options, &mut writer)?;
                 writer.flush().map_err(tree::TreeError::Archive)
             });
             let unpacked = tree::unpack_layer(reader, &files, &base, marks, Limits::default());
@@ -151,7 +151,7 @@ impl Engine {
     /// Keeps an image of the files of `tree`; without a name, it goes by its id.
     fn keep_image(&self, config: ImageConfig, tree: TreeId, name: Option<&str>) -> Result<Digest, EngineError> {
         let options = LayerOptions { packing: Packing::Plain, force: false, clamp: None, oci: true };
-        let layers = prepare(self.store(), &StoreLayers, &self.store().layers(tree)?, options)?;
+        let layers = prepare(self.store(), &StoreLayers(self.store()), &self.store().layers(tree)?, options)?;
         let image = Image::new(config, layers, true, &Default::default());
         for item in [&image.config, &image.manifest] {
             if let Content::Bytes(bytes) = &item.content {

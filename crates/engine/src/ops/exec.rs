@@ -124,8 +124,8 @@ fn source_of(
 ) -> Result<Option<MountSource>, EngineError> {
     Ok(Some(match &mount.kind {
         MountKind::Bind => bind(worker, mount, task, held)?,
-        MountKind::Cache { id, sharing, mode, uid, gid } => {
-            cache(worker, mount, task, held, id, *sharing, (*mode, *uid, *gid))?
+        MountKind::Cache { id, named: _, sharing, mode, uid, gid } => {
+            cache(worker, mount, task, held, &id.0, sharing.0, (*mode, *uid, *gid))?
         }
         MountKind::Tmpfs { size } => {
             MountSource::Tmpfs { size: *size, mode: 0o1777, noexec: false, options: Vec::new() }
@@ -161,18 +161,18 @@ fn bind(
     task: &Task<'_, Output>,
     held: &mut Vec<Held>,
 ) -> Result<MountSource, EngineError> {
-    let tree = match mount.input.map(|n| &task.inputs[n]) {
-        None => TreeId::EMPTY,
-        Some(Output::Tree(tree)) => *tree,
+    let (tree, selector) = match mount.input.map(|n| &task.inputs[n]) {
+        None => (TreeId::EMPTY, mount.selector.clone()),
+        Some(Output::Tree(tree)) => (*tree, mount.selector.clone()),
         Some(Output::Local(name)) => select::selected_context(worker, name, &mount.selector)?,
     };
     let lower = worker.store.dirs(tree)?;
-    if !matches!(mount.selector.as_str(), "" | "/") {
+    if !matches!(selector.as_str(), "" | "/") {
         // A clear error before anything is mounted.
-        View::layers(&lower, worker.store.marks())?.require(&mount.selector, true)?;
+        View::layers(&lower, worker.store.marks())?.require(&selector, true)?;
     }
     let staging = worker.store.staging()?;
-    let source = worker.snapshots.mount(&worker.store, lower, &mount.selector, mount.readonly, &staging)?;
+    let source = worker.snapshots.mount(&worker.store, lower, &selector, mount.readonly, &staging)?;
     held.push(Held::Scratch(staging));
     Ok(source)
 }
@@ -187,21 +187,33 @@ fn cache(
     (mode, uid, gid): (u32, u32, u32),
 ) -> Result<MountSource, EngineError> {
     let stop = || task.cancel.is_set();
-    let mut place = id.to_owned();
+    let base = match mount.input.map(|n| &task.inputs[n]) {
+        Some(Output::Tree(tree)) if *tree != TreeId::EMPTY => Some(*tree),
+        _ => None,
+    };
+    // What began otherwise is another cache.
+    let files = base.map(|tree| worker.store.tree(tree).map(|tree| tree.name() + &mount.selector)).transpose()?;
+    let id = match (files, (mode, uid, gid)) {
+        (None, (0o755, 0, 0)) => id.to_owned(),
+        (files, _) => format!("{id}@{mode:o}:{uid}:{gid}:{}", files.unwrap_or_default()),
+    };
+    let mut place = id.clone();
     match sharing {
         CacheSharing::Shared => {
-            let lock = worker.store.share_lock(&select::lock_name(id), &stop)?.ok_or(EngineError::Cancelled)?;
+            let lock = worker.store.share_lock(&select::lock_name(&id), &stop)?.ok_or(EngineError::Cancelled)?;
             held.push(Held::Lock(lock));
         }
         CacheSharing::Locked => {
-            let lock = worker.store.lock(&select::lock_name(id), &stop)?.ok_or(EngineError::Cancelled)?;
+            let lock = worker.store.lock(&select::lock_name(&id), &stop)?.ok_or(EngineError::Cancelled)?;
             held.push(Held::Lock(lock));
         }
         CacheSharing::Private => {
-            // The first directory of this id that nobody uses.
+            // The first directory of this id that nobody uses, that of others to begin with.
             let mut n = 0;
             let lock = loop {
-                place = format!("{id}#{n}");
+                if n > 0 {
+                    place = format!("{id}#{n}");
+                }
                 match worker.store.try_lock(&select::lock_name(&place))? {
                     Some(lock) => break lock,
                     None => n += 1,
@@ -215,8 +227,8 @@ fn cache(
     }
     let (path, new) = worker.store.cache_mount(&place)?;
     if new {
-        if let Some(Output::Tree(tree)) = mount.input.map(|n| &task.inputs[n]) {
-            let view = View::layers(&worker.store.dirs(*tree)?, worker.store.marks())?;
+        if let Some(tree) = base {
+            let view = View::layers(&worker.store.dirs(tree)?, worker.store.marks())?;
             file::copy_out(&view, &mount.selector, &path)?;
         }
         use std::os::unix::fs::PermissionsExt;
@@ -254,6 +266,7 @@ fn spec(worker: &BuildWorker, op: &ExecOp, prepared: &Prepared, network: &Attach
             }
         }
     }
+    env.retain(|entry| entry != "HOME=");
     if !set(&env, "HOME") {
         env.push(format!("HOME={}", user.home));
     }

@@ -148,12 +148,16 @@ fn open_context(worker: &BuildWorker, name: &str) -> Result<View, EngineError> {
 
 /// A local directory as a tree: where it is a base.
 pub(crate) fn whole_context(worker: &BuildWorker, name: &str) -> Result<TreeId, EngineError> {
-    selected_context(worker, name, "/")
+    Ok(selected_context(worker, name, "/")?.0)
 }
 
-/// A path of a local directory as a tree, at the same path: where it is mounted. Copied, because ignore rules hide files and
-/// a client's directory may change while a step runs.
-pub(crate) fn selected_context(worker: &BuildWorker, name: &str, selector: &str) -> Result<TreeId, EngineError> {
+/// A path of a local directory as a tree, at the path where its links lead, which comes with it: where it is mounted. Copied,
+/// because ignore rules hide files and a client's directory may change while a step runs.
+pub(crate) fn selected_context(
+    worker: &BuildWorker,
+    name: &str,
+    selector: &str,
+) -> Result<(TreeId, String), EngineError> {
     let view = context_view(worker, name)?;
     let staging = worker.store.staging()?;
     let diff = staging.path().join("fs");
@@ -169,7 +173,8 @@ pub(crate) fn selected_context(worker: &BuildWorker, name: &str, selector: &str)
     let source = TreeSource::Path { view: &view, path: &place, wildcard: false, required: true };
     writer.copy(&[source], &CopyOptions::faithful(Path::new(&destination)))?;
     writer.finish()?;
-    Ok(worker.store.add_tree(Some(staging), &NewTree::default())?)
+    let tree = worker.store.add_tree(Some(staging), &NewTree::default())?;
+    Ok((tree, place.display().to_string()))
 }
 
 /// Name of a cache mount's lock.
