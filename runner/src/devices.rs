@@ -75,8 +75,24 @@ impl DeviceControl {
     }
 }
 
-/// The group of the `devices` controller that this process is in.
+/// Has the kernel get ready to move processes between control groups, which takes it some milliseconds when nobody did so
+/// lately: the first to ask waits for all processors to have passed a certain point. To be called from a thread of its
+/// own, as soon as it is known that a container will be started. Moves nothing.
+pub fn expect_moves() {
+    if let Some((_, group)) = own_group() {
+        // Who may not do this waits later, or needs no move.
+        let _ = write(&group.join("cgroup.procs"), "0");
+    }
+}
+
+/// The group of the `devices` controller that this process is in. In a container its path may be the host's and not lead
+/// anywhere here; then it is the topmost that there is.
 fn find_group() -> Option<PathBuf> {
+    own_group().map(|(top, group)| if group.is_dir() { group } else { top })
+}
+
+/// The topmost group of the `devices` controller, and the one that this process says it is in.
+fn own_group() -> Option<(PathBuf, PathBuf)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let root = mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - cgroup ")?;
@@ -89,9 +105,7 @@ fn find_group() -> Option<PathBuf> {
         let controllers = fields.nth(1)?;
         controllers.split(',').any(|controller| controller == "devices").then(|| fields.next()).flatten()
     })?;
-    let group = Path::new(root).join(own.trim_start_matches('/'));
-    // In a container the path may be the host's and not lead anywhere here.
-    Some(if group.is_dir() { group } else { PathBuf::from(root) })
+    Some((PathBuf::from(root), Path::new(root).join(own.trim_start_matches('/'))))
 }
 
 fn enter_new_group(parent: &Path, more: &[String]) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::lab;
 use std::os::unix::fs::symlink;
+use xbuild_testkit::{FileServer, Reply};
 
 #[test]
 fn cp_goes_both_ways_under_the_rules_of_cp() {
@@ -73,6 +74,11 @@ fn changes_become_images() {
     lab.xbuild(&["import", "--change", "CMD cat /new", "fs.tar", "flat:1"]).ok();
     assert_eq!(lab.xbuild(&["run", "--rm", "flat:1"]).ok().out(), "new");
     assert_eq!(lab.xbuild(&["inspect", "-f", "{{len .RootFS.Layers}}", "flat:1"]).ok().out(), "1");
+    let server = FileServer::start();
+    let address = server.put("/fs.tar", Reply::File(std::fs::read(lab.path("fs.tar")).unwrap()));
+    lab.xbuild(&["import", &address, "flat:2"]).ok();
+    assert_eq!(lab.xbuild(&["run", "--rm", "flat:2", "cat", "/new"]).ok().out(), "new");
+    lab.xbuild(&["import", &(address + ".gone")]).exits(1).says("404");
     assert_eq!(lab.xbuild(&["store", "check"]).ok().out(), "0 problems");
 }
 

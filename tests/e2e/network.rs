@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use xbuild_testkit::{Done, Lab};
+use xbuild_testkit::{Done, Lab, wait_until};
 
 const OUT: &[&str] = &["--progress=plain", "-o", "type=local,dest=out"];
 
@@ -318,4 +318,29 @@ fn a_killed_monitor_gives_ports_and_addresses_back() {
     assert_eq!(done.code, 0, "{done}");
     assert_eq!(done.out(), "second\ngone", "{done}");
     assert!(done.stderr.contains("no free address"), "{done}");
+}
+
+#[test]
+fn a_hundred_containers_leave_nothing() {
+    let Some(lab) = lab(&["unshare", "ip", "nft"]) else { return };
+    let token = lab.token();
+    let script = format!(
+        "for n in $(seq 100); do xbuild run -d -p 127.0.0.1::80 -v volume-$n:/data busybox sleep {token}; done > ids\n\
+         [ $(xbuild ps -q | wc -l) = 100 ]; [ $(links) = 101 ]; find /sys/fs/cgroup -name \"$(head -1 ids)\" | wc -l\n\
+         xbuild rm -f $(xbuild ps -q) > removed; wc -l < removed; xbuild volume prune -af > pruned\n\
+         soon '[ $(links) = 0 ]'; soon '[ $(tables) = 0 ]'\n\
+         for id in $(cat ids); do find /sys/fs/cgroup -name \"$id\"; done; xbuild ps -aq; xbuild volume ls -q\n"
+    );
+    let done = on_another_host(&lab, &script);
+    assert_eq!(done.code, 0, "{done}");
+    let said = done.out();
+    let [groups, removed] = said.lines().collect::<Vec<_>>()[..] else { panic!("{done}") };
+    assert!(groups != "0" && removed == "100", "{done}");
+    lab.assert_no_traces(&token);
+    for folder in ["containers", "volumes", "networks/running", "staging"] {
+        wait_until(&format!("`{folder}` is empty"), || {
+            let visible = |entry: &std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+            std::fs::read_dir(lab.root().join(folder)).unwrap().flatten().filter(visible).count() == 0
+        });
+    }
 }

@@ -106,9 +106,7 @@ pub(crate) fn import(args: &ImportArgs, global: &Global) -> Result<Outcome> {
         CommitRequest { name, message: args.message.clone(), author: String::new(), changes: args.change.clone() };
     let input = match args.file.as_str() {
         "-" => File::from(std::io::stdin().as_fd().try_clone_to_owned().context("cannot read standard input")?),
-        file if file.starts_with("http://") || file.starts_with("https://") => {
-            bail!("import of an address is not supported: download `{file}` and import the file")
-        }
+        address if address.starts_with("http://") || address.starts_with("https://") => engine.download(address)?,
         file => File::open(file).with_context(|| format!("cannot open `{file}`"))?,
     };
     let id = engine.import(input, &platform, &request)?;

@@ -207,6 +207,10 @@ impl Monitor {
                 .is_some_and(|at| Instant::now() >= at || self.clients.values().all(|client| client.outbox.is_empty()))
             {
                 self.clients.clear();
+                // It takes some milliseconds to leave the group, for which nobody should wait.
+                if let Some(devices) = &self.devices {
+                    devices.dissolve();
+                }
                 self.sweep_networks();
                 return Ok(());
             }

@@ -35,12 +35,18 @@ impl Monitor {
         }
         self.state.restart_count = 0;
         self.state.stopped_by_hand = false;
-        self.devices = Some(match &self.external {
-            None => DeviceControl::with(&allowed_devices(&spec)),
-            // It sees to that itself.
-            Some(_) => DeviceControl::none(),
+        let more = match &self.external {
+            None if !spec.security.privileges().all_devices => Some(allowed_devices(&spec)),
+            // It sees to that itself, or nothing is to be limited.
+            _ => None,
+        };
+        // Both take their time, in which the processor idles.
+        let (devices, attached) = std::thread::scope(|scope| {
+            let devices = scope.spawn(|| more.map_or_else(DeviceControl::none, |more| DeviceControl::with(&more)));
+            let attached = network.map(|wanted| networking::attach(self.containers.store(), wanted, &mut spec));
+            (devices.join().unwrap_or_else(|_| DeviceControl::none()), attached)
         });
-        let attached = network.map(|wanted| networking::attach(self.containers.store(), wanted, &mut spec));
+        self.devices = Some(devices);
         self.spec = Some(spec);
         match attached.transpose() {
             Ok(network) => {
@@ -209,9 +215,6 @@ impl Monitor {
         self.write_state();
         self.listener = None;
         let _ = std::fs::remove_file("socket");
-        if let Some(devices) = &self.devices {
-            devices.dissolve();
-        }
         if let Some(network) = self.network.take() {
             // What cannot be removed does not count any more, and goes with the next change.
             self.tell_of_networks("disconnect", &network.detach().unwrap_or_default());
