@@ -40,6 +40,8 @@ const WATERMARK: usize = 1 << 20;
 const CHUNK: usize = 64 << 10;
 /// For output of a process that has ended, held open by others.
 const DRAIN: Duration = Duration::from_secs(2);
+/// A container's first moments, after which the pages of code that it took to start it are given back.
+const SETTLED: Duration = Duration::from_secs(1);
 /// For clients that do not take their last answer.
 const FAREWELL: Duration = Duration::from_secs(10);
 /// Bytes of a probe's output that are kept.
@@ -106,6 +108,7 @@ fn serve() -> io::Result<()> {
         restart_at: None,
         drained_at: None,
         farewell_at: None,
+        settle_at: None,
         check: None,
         probe_at: None,
     };
@@ -170,6 +173,8 @@ struct Monitor {
     restart_at: Option<Instant>,
     drained_at: Option<Instant>,
     farewell_at: Option<Instant>,
+    /// When little of the program will be needed any more.
+    settle_at: Option<Instant>,
     check: Option<Check>,
     probe_at: Option<Instant>,
 }
@@ -281,7 +286,7 @@ impl Monitor {
             _ => None,
         });
         let names = self.network.as_ref().and_then(Attachment::deadline);
-        [self.stop_at, self.restart_at, self.drained_at, self.farewell_at, self.probe_at, names]
+        [self.stop_at, self.restart_at, self.drained_at, self.farewell_at, self.settle_at, self.probe_at, names]
             .into_iter()
             .flatten()
             .chain(probes)
@@ -309,6 +314,11 @@ impl Monitor {
         }
         if due(self.probe_at) {
             self.probe();
+        }
+        if due(self.settle_at) {
+            self.settle_at = None;
+            // What cannot be given back now is so by the kernel later.
+            let _ = xbuild_sys::release_code();
         }
         if let Some(network) = &mut self.network {
             network.turn();

@@ -1,6 +1,6 @@
 //! The container's own process: its start, its end, and what follows.
 
-use super::{DRAIN, FAREWELL, Interest, Monitor, described};
+use super::{DRAIN, FAREWELL, Interest, Monitor, SETTLED, described};
 use crate::container::child::{Child, Input};
 use crate::container::external::Task;
 use crate::container::files::read_json;
@@ -111,8 +111,7 @@ impl Monitor {
         };
         self.write_state();
         self.plan_probe();
-        // From here on little of the program is needed. What cannot be given back now is so by the kernel later.
-        let _ = xbuild_sys::release_code();
+        self.settle_at = Some(Instant::now() + SETTLED);
         self.tell("start", &[]);
         for client in self.clients.values_mut() {
             if matches!(client.interest, Interest::Start | Interest::Main) {
@@ -148,6 +147,7 @@ impl Monitor {
     pub(super) fn conclude(&mut self, code: i32) {
         self.main = None;
         self.drained_at = None;
+        self.settle_at = None;
         self.stop_at = None;
         self.probe_at = None;
         self.end_others();
