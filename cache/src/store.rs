@@ -93,7 +93,9 @@ impl Store {
         }
         let root = root.canonicalize().at("open", root)?;
         let session_path = root.join("locks").join(format!("session-{owner}"));
-        let session = FileLock::try_take(&session_path)?.ok_or_else(|| StoreError::Missing("an own session".into()))?;
+        // Who looks whether the session lives has its lock for a moment.
+        let session = FileLock::wait(|| FileLock::try_take(&session_path), &|| false)?;
+        let session = session.ok_or_else(|| StoreError::Missing("an own session".into()))?;
         let began = now_ms();
         session.file().write_all(began.to_string().as_bytes()).at("write", &session_path)?;
         let epoch = epoch_of(&root)?;

@@ -268,27 +268,36 @@ pub fn pidfd_kill(pidfd: std::os::fd::BorrowedFd<'_>, signal: i32) -> io::Result
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Lets go of the pages of this program's code: they are read again when they are executed next. For a process that has
-/// done its start-up and mostly waits from then on.
+/// Lets go of the pages of this program that are as they are in its files, code above all: they are read again when they
+/// are touched next. For a process that has done its start-up and mostly waits from then on.
 pub fn release_code() -> io::Result<()> {
     // Another thread could put something else in place of a mapping.
     if !is_single_threaded()? {
         return Ok(());
     }
-    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+    let mut mapping = None;
+    for line in std::fs::read_to_string("/proc/self/smaps")?.lines() {
         let mut fields = line.split_ascii_whitespace();
-        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3)) else {
-            continue;
-        };
-        let bounds =
-            range.split_once('-').map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
-        if let (true, Some((Ok(from), Ok(to)))) = (path.starts_with('/'), bounds) {
-            // SAFETY: the range is a mapping of a file that is executable and not writable, so its pages hold what the file
-            // holds and come back unchanged when they are touched, also those that run this function. No other mapping
-            // can have taken its place meanwhile, as this is the only thread.
-            if unsafe { libc::madvise(ptr::with_exposed_provenance_mut(from), to - from, libc::MADV_DONTNEED) } != 0 {
-                return Err(io::Error::last_os_error());
+        match (fields.next(), fields.next()) {
+            (Some(range), Some(rights)) if !range.ends_with(':') => {
+                let is_file = fields.nth(3).is_some_and(|path| path.starts_with('/'));
+                mapping = range.split_once('-').filter(|_| is_file && matches!(rights, "r-xp" | "r--p"));
             }
+            (Some("Anonymous:"), Some(size)) if size != "0" => mapping = None,
+            (Some("Swap:"), Some("0")) => {
+                let number = |text: &str| usize::from_str_radix(text, 16).ok();
+                let Some((from, to)) = mapping.take().and_then(|(from, to)| number(from).zip(number(to))) else {
+                    continue;
+                };
+                // SAFETY: the range is a mapping of a file that is not writable and has no page of its own, neither in memory
+                // nor swapped out, so its pages come back unchanged when they are touched, also those that run this function. No other
+                // mapping can have taken its place meanwhile, as this is the only thread.
+                if unsafe { libc::madvise(ptr::with_exposed_provenance_mut(from), to - from, libc::MADV_DONTNEED) } != 0
+                {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            _ => {}
         }
     }
     Ok(())
