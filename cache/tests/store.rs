@@ -236,24 +236,3 @@ fn a_new_store_is_opened_by_many_at_once() {
         opened.expect("all of them");
     }
 }
-
-#[test]
-fn a_store_is_opened_while_others_look_who_is_there() {
-    let (dir, store) = store();
-    let root = dir.path().join("root");
-    let busy = std::sync::atomic::AtomicBool::new(true);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while busy.load(std::sync::atomic::Ordering::Relaxed) {
-                store.sweep().expect("sweep");
-            }
-        });
-        let all: Vec<_> =
-            (0..4).map(|_| scope.spawn(|| (0..100).try_for_each(|_| Store::open(&root).map(drop)))).collect();
-        let done: Vec<_> = all.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-        busy.store(false, std::sync::atomic::Ordering::Relaxed);
-        for opened in done {
-            opened.expect("no panic").expect("opened");
-        }
-    });
-}
