@@ -6,6 +6,7 @@ mod container;
 mod format;
 mod image;
 mod oci;
+mod on_demand;
 mod registry;
 mod report;
 mod rootless;
@@ -17,7 +18,8 @@ pub(crate) mod time;
 mod values;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use on_demand::OnDemand;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,53 +52,53 @@ pub(crate) struct Global {
 enum Command {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
-    Build(Box<build::BuildArgs>),
+    Build(OnDemand<build::BuildArgs>),
     #[command(flatten)]
     OnContainer(container::ContainerCommand),
     #[command(flatten)]
     Beside(container::Beside),
     /// Containers
     #[command(subcommand)]
-    Container(container::ContainerGroup),
+    Container(OnDemand<container::ContainerGroup>),
     /// List images
-    Images(image::ImagesArgs),
+    Images(OnDemand<image::ImagesArgs>),
     /// Show how an image was made
-    History(image::HistoryArgs),
+    History(OnDemand<image::HistoryArgs>),
     /// Give an image another name
-    Tag(image::TagArgs),
+    Tag(OnDemand<image::TagArgs>),
     /// Remove images
-    Rmi(image::RmiArgs),
+    Rmi(OnDemand<image::RmiArgs>),
     /// Write images to an archive
-    Save(image::SaveArgs),
+    Save(OnDemand<image::SaveArgs>),
     /// Read images from an archive
-    Load(image::LoadArgs),
+    Load(OnDemand<image::LoadArgs>),
     /// Images
     #[command(subcommand)]
-    Image(image::ImageGroup),
+    Image(OnDemand<image::ImageGroup>),
     /// Log in to a registry
-    Login(registry::LoginArgs),
+    Login(OnDemand<registry::LoginArgs>),
     /// Log out of a registry
-    Logout(registry::LogoutArgs),
+    Logout(OnDemand<registry::LogoutArgs>),
     /// Fetch an image from a registry
-    Pull(registry::PullArgs),
+    Pull(OnDemand<registry::PullArgs>),
     /// Send an image to a registry
-    Push(registry::PushArgs),
+    Push(OnDemand<registry::PushArgs>),
     /// Look for images in a registry
-    Search(registry::SearchArgs),
+    Search(OnDemand<registry::SearchArgs>),
     /// Show facts about this host and store
-    Info(system::InfoArgs),
+    Info(OnDemand<system::InfoArgs>),
     /// Show versions
-    Version(system::InfoArgs),
+    Version(OnDemand<system::InfoArgs>),
     /// Containers, volumes, images and cache together
     #[command(subcommand)]
-    System(system::SystemCommand),
+    System(OnDemand<system::SystemCommand>),
     /// Show what takes room in the store
-    Du(store::DuArgs),
+    Du(OnDemand<store::DuArgs>),
     /// Remove recorded steps
-    Prune(store::PruneArgs),
+    Prune(OnDemand<store::PruneArgs>),
     /// Look after the store
     #[command(subcommand)]
-    Store(store::StoreCommand),
+    Store(OnDemand<store::StoreCommand>),
     /// Run containers from OCI bundles, as a runtime for other programs (`xbuild oci --help`)
     Oci {
         /// Command with its flags
@@ -120,7 +122,7 @@ pub(crate) fn main() -> ExitCode {
     if let Some(own) = oci::requested(&arguments) {
         return oci::main(own);
     }
-    let cli = match parse(with_command(arguments)) {
+    let cli = match parse(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             let usage = error.use_stderr();
@@ -146,27 +148,11 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Reads the command line. Flags without a value may be given one, as docker's may: `--rm=false`.
+/// Reads the command line.
 fn parse(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
-    use clap::{CommandFactory, FromArgMatches};
-    let matches = flags_with_values(Cli::command()).try_get_matches_from(arguments)?;
-    Cli::from_arg_matches(&matches)
-}
-
-fn flags_with_values(command: clap::Command) -> clap::Command {
-    let command = command.mut_args(|argument| match argument.get_action() {
-        clap::ArgAction::SetTrue if argument.get_long().is_some() => argument
-            .action(clap::ArgAction::Set)
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-            .default_value("false")
-            .hide_default_value(true)
-            .hide_possible_values(true)
-            .value_name("BOOL"),
-        _ => argument,
-    });
-    command.mut_subcommands(flags_with_values)
+    let known = Cli::command();
+    let arguments = with_command(arguments, &known);
+    Cli::from_arg_matches(&known.try_get_matches_from(arguments)?)
 }
 
 fn dispatch(mut cli: Cli) -> Result<Outcome> {
@@ -217,8 +203,7 @@ impl Command {
 }
 
 /// Puts `build` in where no command is named.
-fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let known = <Cli as clap::CommandFactory>::command();
+fn with_command(mut arguments: Vec<OsString>, known: &clap::Command) -> Vec<OsString> {
     let mut first = 1;
     while let Some(argument) = arguments.get(first).and_then(|a| a.to_str()) {
         match argument {

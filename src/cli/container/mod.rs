@@ -26,6 +26,7 @@ pub(crate) use list::{at, has_label, keyed};
 pub(crate) use prune::{Chosen, PruneArgs, confirmed, list_gone, prune_containers, prune_networks, prune_volumes};
 pub(crate) use volume::say_reclaimed;
 
+use super::on_demand::OnDemand;
 use super::{Global, Outcome, report};
 use anyhow::Result;
 use clap::Subcommand;
@@ -33,69 +34,67 @@ use std::io::Write;
 
 /// Commands on containers, by themselves and under `container`.
 #[derive(Subcommand, Debug)]
-#[allow(clippy::large_enum_variant, reason = "one a process, made once")]
 pub(crate) enum ContainerCommand {
     /// Attach to a container that runs
-    Attach(exec::AttachArgs),
+    Attach(OnDemand<exec::AttachArgs>),
     /// Make an image of a container's changes
-    Commit(changes::CommitArgs),
+    Commit(OnDemand<changes::CommitArgs>),
     /// Copy files into a container or out of it
-    Cp(copy::CopyArgs),
+    Cp(OnDemand<copy::CopyArgs>),
     /// Make a container without starting it
     #[command(disable_help_flag = true)]
-    Create(WithHelp<flags::CreateFlags>),
+    Create(OnDemand<WithHelp<flags::CreateFlags>>),
     /// Show what a container has changed in its files
-    Diff(changes::DiffArgs),
+    Diff(OnDemand<changes::DiffArgs>),
     /// Run a command in a container that runs
-    Exec(exec::ExecArgs),
+    Exec(OnDemand<exec::ExecArgs>),
     /// Write a container's files as a tar
-    Export(changes::ExportArgs),
+    Export(OnDemand<changes::ExportArgs>),
     /// Send a signal to containers
-    Kill(lifecycle::KillArgs),
+    Kill(OnDemand<lifecycle::KillArgs>),
     /// Show the output of a container
-    Logs(logs::LogsArgs),
+    Logs(OnDemand<logs::LogsArgs>),
     /// Freeze containers
-    Pause(lifecycle::Names),
+    Pause(OnDemand<lifecycle::Names>),
     /// Show the published ports of a container
-    Port(look::PortArgs),
+    Port(OnDemand<look::PortArgs>),
     /// List containers
-    Ps(list::PsArgs),
+    Ps(OnDemand<list::PsArgs>),
     /// Give a container another name
-    Rename(lifecycle::RenameArgs),
+    Rename(OnDemand<lifecycle::RenameArgs>),
     /// Stop containers and start them again
-    Restart(lifecycle::StopArgs),
+    Restart(OnDemand<lifecycle::StopArgs>),
     /// Remove containers
-    Rm(lifecycle::RmArgs),
+    Rm(OnDemand<lifecycle::RmArgs>),
     /// Run a command in a new container
     #[command(disable_help_flag = true)]
-    Run(Box<WithHelp<run::RunArgs>>),
+    Run(OnDemand<WithHelp<run::RunArgs>>),
     /// Start containers
-    Start(lifecycle::StartArgs),
+    Start(OnDemand<lifecycle::StartArgs>),
     /// Show what containers use
-    Stats(look::StatsArgs),
+    Stats(OnDemand<look::StatsArgs>),
     /// Stop containers
-    Stop(lifecycle::StopArgs),
+    Stop(OnDemand<lifecycle::StopArgs>),
     /// Show the processes of a container
-    Top(look::TopArgs),
+    Top(OnDemand<look::TopArgs>),
     /// Let frozen containers go on
-    Unpause(lifecycle::Names),
+    Unpause(OnDemand<lifecycle::Names>),
     /// Change limits and restart policies
-    Update(lifecycle::UpdateArgs),
+    Update(OnDemand<lifecycle::UpdateArgs>),
     /// Wait for containers to end, and print their exit codes
-    Wait(lifecycle::Names),
+    Wait(OnDemand<lifecycle::Names>),
 }
 
 /// `container …`: what exists in this form only.
 #[derive(Subcommand, Debug)]
-#[allow(clippy::large_enum_variant, reason = "one a process, made once")]
 pub(crate) enum ContainerGroup {
     /// Show details of containers
-    Inspect(inspect::ContainerInspectArgs),
+    Inspect(OnDemand<inspect::ContainerInspectArgs>),
     /// List containers
     #[command(visible_aliases = ["list"])]
-    Ls(list::PsArgs),
+    Ls(OnDemand<list::PsArgs>),
     /// Remove containers that do not run
-    Prune(prune::PruneArgs),
+    Prune(OnDemand<prune::PruneArgs>),
     #[command(flatten)]
     Plain(ContainerCommand),
 }
@@ -104,17 +103,17 @@ pub(crate) enum ContainerGroup {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Beside {
     /// Show what happens
-    Events(events::EventsArgs),
+    Events(OnDemand<events::EventsArgs>),
     /// Make an image of a tar of files
-    Import(changes::ImportArgs),
+    Import(OnDemand<changes::ImportArgs>),
     /// Show details of containers, images, volumes and networks
-    Inspect(inspect::InspectArgs),
+    Inspect(OnDemand<inspect::InspectArgs>),
     /// Networks
     #[command(subcommand)]
-    Network(network::NetworkCommand),
+    Network(OnDemand<network::NetworkCommand>),
     /// Volumes
     #[command(subcommand)]
-    Volume(volume::VolumeCommand),
+    Volume(OnDemand<volume::VolumeCommand>),
 }
 
 /// `--help` without a short form, which is the host name's.
