@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 const UNDELEGATED: &str = "limits need control groups that belong to this user";
 
+/// Controllers of version 2 for which a container is in a group of it where version 1 is there, too.
+const SERVING: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
@@ -35,23 +38,25 @@ pub(crate) fn is_unified() -> bool {
     rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|about| about.f_type as u64 == CGROUP2_MAGIC)
 }
 
-/// Makes the group, sets its limits and moves the calling process into it.
+/// Makes the group, sets its limits and moves the calling process into it, which has one thread.
 pub(crate) fn join(spec: &CgroupSpec) -> Result<(), Failure> {
-    // Not the devices: the group that limits those is the sandbox's own affair.
-    let wanted = |hierarchy: &Hierarchy| spec.everywhere && !hierarchy.has("devices");
-    place(spec, &settings(spec), 0, &wanted)
+    // Not the devices: the group that limits those is the sandbox's own affair. Nor what neither limits nor counts.
+    let serves = |one: &Hierarchy| !one.unified || SERVING.iter().any(|controller| one.has(controller));
+    let wanted = |one: &Hierarchy| spec.everywhere && !one.has("devices") && serves(one);
+    place(spec, &settings(spec), None, &wanted)
 }
 
 /// The same for the process `pid`, in every hierarchy.
 pub(crate) fn place_everywhere(spec: &CgroupSpec, settings: &[Setting], pid: u32) -> Result<(), Failure> {
-    place(spec, settings, pid, &|_| true)
+    place(spec, settings, Some(pid), &|_| true)
 }
 
-/// Makes the group where settings need one and where it is `wanted`, and moves a process into it.
+/// Makes the group where settings need one and where it is `wanted`, and moves a process into it: `pid`, or the calling
+/// one.
 fn place(
     spec: &CgroupSpec,
     settings: &[Setting],
-    pid: u32,
+    pid: Option<u32>,
     wanted: &dyn Fn(&Hierarchy) -> bool,
 ) -> Result<(), Failure> {
     check_names(spec)?;
@@ -84,10 +89,17 @@ fn place(
     Ok(())
 }
 
-fn join_one(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting], pid: u32) -> Result<(), Failure> {
+fn join_one(hierarchy: &Hierarchy, spec: &CgroupSpec, settings: &[Setting], pid: Option<u32>) -> Result<(), Failure> {
     let group = make_group(hierarchy, spec, settings)?;
     set(hierarchy, &group, settings)?;
-    write(&group.join("cgroup.procs"), &pid.to_string())
+    move_into(hierarchy, &group, pid)
+}
+
+/// Moves the process `pid` into a group, or the calling one, which has one thread: moving that alone needs no lock that all
+/// forks of the machine take, for which the kernel waits milliseconds. Version 2 moves processes only.
+fn move_into(hierarchy: &Hierarchy, group: &Path, pid: Option<u32>) -> Result<(), Failure> {
+    let file = if pid.is_none() && !hierarchy.unified { "tasks" } else { "cgroup.procs" };
+    write(&group.join(file), &pid.unwrap_or(0).to_string())
         .during(|| format!("join the control group `{}`", group.display()))
 }
 
@@ -108,18 +120,12 @@ pub(crate) fn change(spec: &CgroupSpec, settings: &[Setting]) -> Result<(), Fail
     Ok(())
 }
 
-/// Moves the calling process into a group that is there.
-pub(crate) fn enter(spec: &CgroupSpec) -> Result<(), Failure> {
-    enter_as(spec, 0)
-}
-
-/// The same for the process `pid`.
-pub(crate) fn enter_as(spec: &CgroupSpec, pid: u32) -> Result<(), Failure> {
+/// Moves a process into a group that is there: `pid`, or the calling one, which has one thread.
+pub(crate) fn enter(spec: &CgroupSpec, pid: Option<u32>) -> Result<(), Failure> {
     for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
         let group = hierarchy.group(spec);
         if group.is_dir() {
-            write(&group.join("cgroup.procs"), &pid.to_string())
-                .during(|| format!("join the control group `{}`", group.display()))?;
+            move_into(&hierarchy, &group, pid)?;
         }
     }
     Ok(())

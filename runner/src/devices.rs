@@ -2,11 +2,14 @@
 //!
 //! They may make device nodes (`CAP_MKNOD` is in docker's set), so something must stop them from opening the host's
 //! disk by one. The helper puts itself into a group of the version 1 `devices` controller with docker's list; joining
-//! once costs nothing per sandbox. Where there is no such controller, the root and all mounts are mounted `nodev`.
+//! once costs nothing per sandbox. A container's first process enters a group of its own. Where there is no such
+//! controller, the root and all mounts are mounted `nodev`.
 
 use crate::error::{During, Failure};
-use std::fs;
+use crate::spec::CgroupSpec;
+use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Docker's list: making any node; using null, zero, full, tty, console, ptmx, random, urandom, and pseudo-terminals.
@@ -26,105 +29,114 @@ pub(crate) const ALLOWED: [&str; 11] = [
 
 const PREFIX: &str = "xbuild-";
 
-/// How device access is limited for the children of this process.
+const CONTROLLER: &str = "devices";
+
+/// How device access of sandboxed processes is limited.
 #[derive(Debug)]
-pub(crate) struct DeviceControl {
-    /// The group that this process came from.
-    original: Option<PathBuf>,
+pub(crate) enum DeviceControl {
+    /// Not at all: devices have to be shut by mount flags.
+    None,
+    /// By the group that the helper made and is in, and they are born in.
+    Inherited {
+        /// Where the helper came from.
+        original: PathBuf,
+    },
+    /// By a group of each one's own, with some devices more, as `devices.allow` takes them.
+    Own {
+        /// One entry each.
+        more: Vec<String>,
+    },
 }
 
 impl DeviceControl {
-    /// Limits this process and its future children as well as this host can.
+    /// Limits this process, which has one thread, and its future children as well as this host can.
     pub(crate) fn establish() -> DeviceControl {
-        DeviceControl::with(&[])
-    }
-
-    /// The same, with some devices more, as `devices.allow` takes them.
-    pub(crate) fn with(more: &[String]) -> DeviceControl {
-        let original = find_group()
+        let own = |parent: &Path| parent.join(format!("{PREFIX}{}", std::process::id()));
+        let enter = |parent: &Path| {
+            sweep(parent);
+            enter_new_group(&own(parent), parent, &[])
+        };
+        match find_group().filter(|group| enter(group).or_else(|_| enter(group)).is_ok()) {
             // Twice: another engine that starts now may have swept the still empty group away.
-            .filter(|group| enter_new_group(group, more).or_else(|_| enter_new_group(group, more)).is_ok());
-        DeviceControl { original }
+            Some(original) => DeviceControl::Inherited { original },
+            None => DeviceControl::None,
+        }
     }
 
-    /// No control at all: devices have to be shut by mount flags.
-    pub(crate) fn none() -> DeviceControl {
-        DeviceControl { original: None }
-    }
-
-    /// Reports whether a controller limits device access.
-    pub(crate) fn is_on(&self) -> bool {
-        self.original.is_some()
+    /// Has the limits apply to the calling process, which has one thread and is a sandbox's first; false where mount flags
+    /// have to do it. `group` is what it is in otherwise.
+    pub(crate) fn apply(&self, all_devices: bool, group: Option<&CgroupSpec>) -> Result<bool, Failure> {
+        match self {
+            DeviceControl::None => Ok(false),
+            DeviceControl::Inherited { original } if all_devices => {
+                move_thread(original).during(|| "lift the device limits".to_owned()).map(|()| true)
+            }
+            DeviceControl::Inherited { .. } => Ok(true),
+            DeviceControl::Own { more } => {
+                let directory = group.and_then(|group| crate::cgroup::directory(group, CONTROLLER));
+                Ok(directory.is_some_and(|(own, unified)| !unified && limit(&own, more).is_ok()))
+            }
+        }
     }
 
     /// Leaves the group for good and removes it; to be called when all children are gone.
     pub(crate) fn dissolve(&self) {
-        if let Some(group) = &self.original {
+        if let DeviceControl::Inherited { original } = self {
             // What stays is swept by the next helper.
-            let _ = write(&group.join("cgroup.procs"), "0");
-            let _ = fs::remove_dir(group.join(format!("{PREFIX}{}", std::process::id())));
-        }
-    }
-
-    /// Takes the calling process out of the limits.
-    pub(crate) fn leave(&self) -> Result<(), Failure> {
-        match &self.original {
-            Some(group) => write(&group.join("cgroup.procs"), "0").during(|| "lift the device limits".to_owned()),
-            None => Ok(()),
+            let _ = move_thread(original);
+            let _ = fs::remove_dir(original.join(format!("{PREFIX}{}", std::process::id())));
         }
     }
 }
 
-/// Has the kernel get ready to move processes between control groups, which takes it some milliseconds when nobody did so
-/// lately: the first to ask waits for all processors to have passed a certain point. To be called from a thread of its
-/// own, as soon as it is known that a container will be started. Moves nothing.
-pub fn expect_moves() {
-    if let Some((_, group)) = own_group() {
-        // Who may not do this waits later, or needs no move.
-        let _ = write(&group.join("cgroup.procs"), "0");
-    }
+/// Makes the group and those above it, and enters it.
+fn limit(group: &Path, more: &[String]) -> io::Result<()> {
+    let above = group.parent().unwrap_or(group);
+    DirBuilder::new().recursive(true).mode(0o755).create(above)?;
+    enter_new_group(group, above, more)
 }
 
-/// The group of the `devices` controller that this process is in. In a container its path may be the host's and not lead
-/// anywhere here; then it is the topmost that there is.
+/// The group of the controller that this process is in. In a container its path may be the host's and not lead anywhere
+/// here; then it is the topmost that there is.
 fn find_group() -> Option<PathBuf> {
-    own_group().map(|(top, group)| if group.is_dir() { group } else { top })
-}
-
-/// The topmost group of the `devices` controller, and the one that this process says it is in.
-fn own_group() -> Option<(PathBuf, PathBuf)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let root = mounts.lines().find_map(|line| {
+    let top = mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - cgroup ")?;
         let options = after.rsplit(' ').next()?;
-        options.split(',').any(|option| option == "devices").then(|| before.split(' ').nth(4)).flatten()
+        options.split(',').any(|option| option == CONTROLLER).then(|| before.split(' ').nth(4)).flatten()
     })?;
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
         let controllers = fields.nth(1)?;
-        controllers.split(',').any(|controller| controller == "devices").then(|| fields.next()).flatten()
+        controllers.split(',').any(|controller| controller == CONTROLLER).then(|| fields.next()).flatten()
     })?;
-    Some((PathBuf::from(root), Path::new(root).join(own.trim_start_matches('/'))))
+    let group = Path::new(top).join(own.trim_start_matches('/'));
+    Some(if group.is_dir() { group } else { PathBuf::from(top) })
 }
 
-fn enter_new_group(parent: &Path, more: &[String]) -> io::Result<()> {
-    sweep(parent);
-    let group = parent.join(format!("{PREFIX}{}", std::process::id()));
-    match fs::create_dir(&group) {
+/// Makes the group with docker's list and enters it; goes to `otherwise` where that fails.
+fn enter_new_group(group: &Path, otherwise: &Path, more: &[String]) -> io::Result<()> {
+    match DirBuilder::new().mode(0o755).create(group) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
     // Joined first, since an empty group may be swept by another engine that starts now.
-    write(&group.join("cgroup.procs"), "0")?;
+    move_thread(group)?;
     let limited = write(&group.join("devices.deny"), "a")
         .and_then(|()| ALLOWED.iter().try_for_each(|entry| write(&group.join("devices.allow"), entry)))
         .and_then(|()| more.iter().try_for_each(|entry| write(&group.join("devices.allow"), entry)));
     if limited.is_err() {
-        let _ = write(&parent.join("cgroup.procs"), "0");
-        let _ = fs::remove_dir(&group);
+        let _ = move_thread(otherwise);
+        let _ = fs::remove_dir(group);
     }
     limited
+}
+
+/// Moves the only thread of this process. To move a process as one, the kernel would stop all forks on the machine, for
+/// which it waits milliseconds.
+fn move_thread(group: &Path) -> io::Result<()> {
+    write(&group.join("tasks"), "0")
 }
 
 /// Removes groups of helpers that have ended. The kernel refuses to remove those in use.

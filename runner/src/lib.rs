@@ -26,7 +26,6 @@ mod spec;
 pub mod users;
 
 pub use capabilities::CAPABILITIES;
-pub use devices::expect_moves;
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
 pub use sandbox::seccomp::docker::profile as seccomp_profile;

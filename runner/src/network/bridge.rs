@@ -32,9 +32,17 @@ pub(super) fn ensure(network: &NetworkRecord, addresses: &Addresses, links: &mut
     let mtu = links.mtu_of_default_route(&routes).trying(|| "look at the host's default route".to_owned())?;
     links.add_bridge(&name, mtu).trying(|| step("make"))?;
     let mut set_up = || {
-        filters
-            .commit(rules(network, addresses))
-            .trying(|| format!("make the table `{}` of nf_tables", table(network)))?;
+        let made = match filters.commit(rules(network, addresses)) {
+            // Left over of a bridge that somebody removed by hand. It is not removed just in case: the kernel waits for all
+            // processors when something was removed.
+            Err(Errno::EXIST) => {
+                let mut batch = Batch::new();
+                batch.remove_table(&table(network));
+                filters.commit(batch).and_then(|()| filters.commit(rules(network, addresses)))
+            }
+            made => made,
+        };
+        made.trying(|| format!("make the table `{}` of nf_tables", table(network)))?;
         let index = links.index(&name).trying(|| step("look for"))?;
         firewall::open(&mut filters, &table(network), &Link::Named(&name))?;
         // For the host's own connections to published ports, which come from 127.0.0.1.
@@ -89,8 +97,7 @@ fn rules(network: &NetworkRecord, addresses: &Addresses) -> Batch {
     let from = || Rule::new().in_link(true, &bridge).out_link(false, &bridge);
     let to = || Rule::new().out_link(true, &bridge).in_link(false, &bridge);
     let mut batch = Batch::new();
-    // Left over, perhaps, of a bridge that somebody removed by hand.
-    batch.add_table(&table, false).remove_table(&table).add_table(&table, false);
+    batch.add_table(&table);
     // With a route for loopback on the bridge, a container could address the host's.
     batch.add_chain(
         &table,

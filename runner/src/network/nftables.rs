@@ -3,7 +3,7 @@
 //! Only what NAT, forwarding and published ports need. All tables are of family `ip`.
 
 use super::address::Net4;
-use super::netlink::{ACK, APPEND, CREATE, DUMP, Message, Netlink, REQUEST, Subject, attributes, text};
+use super::netlink::{ACK, APPEND, CREATE, EXCL, DUMP, Message, Netlink, REQUEST, Subject, attributes, text};
 use rustix::io::Errno;
 use std::net::Ipv4Addr;
 
@@ -276,11 +276,18 @@ impl Batch {
         Self { messages: vec![limit(BATCH_BEGIN)] }
     }
 
-    /// Makes a table. An owned one ends with the socket that made it, however that comes (Linux 5.12).
-    pub(super) fn add_table(&mut self, table: &str, owned: bool) -> &mut Self {
+    /// Makes a table, which must not be there.
+    pub(super) fn add_table(&mut self, table: &str) -> &mut Self {
+        let mut message = message(NEW_TABLE, CREATE | EXCL);
+        message.text(1, table).be32(2, 0);
+        self.push(message)
+    }
+
+    /// Makes a table that ends with the socket that made it, however that comes (Linux 5.12).
+    pub(super) fn own_table(&mut self, table: &str) -> &mut Self {
         const OWNER: u32 = 2;
         let mut message = message(NEW_TABLE, CREATE);
-        message.text(1, table).be32(2, if owned { OWNER } else { 0 });
+        message.text(1, table).be32(2, OWNER);
         self.push(message)
     }
 

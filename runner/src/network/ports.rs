@@ -83,7 +83,7 @@ impl Published {
         let mut filters = Filters::open().trying(|| "open a socket to nf_tables".to_owned())?;
         let rules = || self.bindings.iter().map(|binding| rule(binding, address));
         let mut batch = Batch::new();
-        batch.add_table(&table, true);
+        batch.own_table(&table);
         batch.add_chain(&table, Hook::PreroutingNat, rules()).add_chain(&table, Hook::OutputNat, rules());
         filters.commit(batch).trying(|| format!("make the table `{table}` of nf_tables"))?;
         self.filters = Some((filters, table));

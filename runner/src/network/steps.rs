@@ -350,7 +350,7 @@ impl Drop for Maker {
 fn rules(table: &str, pool: Net4) -> Batch {
     let steps = || Rule::new().in_links(true, LINK_PREFIX);
     let mut batch = Batch::new();
-    batch.add_table(table, true);
+    batch.own_table(table);
     batch.add_chain(table, Hook::PostroutingNat, [Rule::new().source(true, pool).masquerade()]);
     batch.add_chain(
         table,

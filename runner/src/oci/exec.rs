@@ -94,7 +94,7 @@ fn attend(
     session: &OwnedFd,
     pid_file: Option<&Path>,
 ) -> Result<(), OciError> {
-    cgroup::enter_as(&record.group(), pid)?;
+    cgroup::enter(&record.group(), Some(pid))?;
     rights::set_oom_score(process, pid)?;
     let _ = send(session.as_fd(), &Go { state: String::new() });
     expect_end(session)?;

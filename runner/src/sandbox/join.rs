@@ -43,7 +43,7 @@ fn set_up(session: &OwnedFd, stdio: [OwnedFd; 3], joining: &Joining<'_>) -> Resu
     // While /proc is the host's, which the program's own file is told by.
     let mut program = Program::new(joining.args, joining.env)?;
     let filter = load_policy(joining.privileges)?;
-    crate::cgroup::enter(joining.cgroup)?;
+    crate::cgroup::enter(joining.cgroup, None)?;
     // All descriptors first: once inside, /proc is the container's.
     let spaces = ["cgroup", "ipc", "uts", "net", "mnt"].map(|name| (name, namespaces::open(joining.pid, name)));
     for (name, space) in spaces {

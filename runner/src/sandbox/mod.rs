@@ -91,10 +91,10 @@ pub(crate) fn show_files(spec: &Spec) -> Result<(), Failure> {
     umask(Mode::empty());
     let nobody = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .during(|| "open `/dev/null`".to_owned())?;
-    let devices = DeviceControl::none();
     let privileges = spec.security.privileges();
     let mut leftovers = Leftovers::default();
-    let (root, _) = build_root(spec, &privileges, None, host_root.as_fd(), &devices, &nobody, &mut leftovers)?;
+    let nodev = !privileges.all_devices;
+    let (root, _) = build_root(spec, &privileges, None, host_root.as_fd(), nodev, &nobody, &mut leftovers)?;
     swap_root(&root, host_root)?;
     rustix::process::chroot(".").during(|| "change the root".to_owned())
 }
@@ -115,14 +115,12 @@ fn set_up(
         std::fs::write("/proc/self/oom_score_adj", score.to_string())
             .during(|| format!("set the OOM score adjustment to {score}"))?;
     }
-    // The helper's own group limits devices; its children are in it from birth.
-    if privileges.all_devices {
-        devices.leave()?;
-    }
     // Before the cgroup namespace, whose root is the group we are in when it is made.
+    let limited = devices.apply(privileges.all_devices, spec.cgroup.as_ref())?;
     if let Some(cgroup) = &spec.cgroup {
         crate::cgroup::join(cgroup)?;
     }
+    let nodev = !privileges.all_devices && !limited;
     let filter = load_policy(&privileges)?;
     let shm = shared_memory(spec)?;
     new_namespaces(spec)?;
@@ -130,7 +128,7 @@ fn set_up(
     // Nothing mounted from here on reaches the host, and nothing the host mounts reaches us.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during(|| "make the mounts private".to_owned())?;
-    let (root, terminal) = build_root(spec, &privileges, shm, host_root.as_fd(), devices, &stdio[0], leftovers)?;
+    let (root, terminal) = build_root(spec, &privileges, shm, host_root.as_fd(), nodev, &stdio[0], leftovers)?;
     swap_root(&root, host_root)?;
     let user = resolve_user(spec, &root, &mut program)?;
     // By descriptor and after the swap, so that the directory is inside whatever its name is (CVE-2024-21626).
@@ -211,17 +209,16 @@ fn new_namespaces(spec: &Spec) -> Result<(), Failure> {
 }
 
 /// Mounts the root file system and everything over it, in the new mount namespace; gives it, and the terminal if the
-/// request wants one.
+/// request wants one. `nodev` if nothing else keeps devices shut.
 fn build_root(
     spec: &Spec,
     privileges: &Privileges,
     shm: Option<OwnedFd>,
     host_root: BorrowedFd<'_>,
-    devices: &DeviceControl,
+    nodev: bool,
     console_socket: &OwnedFd,
     leftovers: &mut Leftovers,
 ) -> Result<(Root, Option<OwnedFd>), Failure> {
-    let nodev = !privileges.all_devices && !devices.is_on();
     let tree = rootfs::mount_root(&spec.root)?;
     if nodev {
         let flags = xbuild_sys::MountFlags { nodev: true, ..Default::default() };

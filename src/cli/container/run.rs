@@ -32,8 +32,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
         report::error(&error);
         return Ok(Outcome::Code(1));
     }
-    // Ends with this process at the latest.
-    std::thread::spawn(xbuild_runner::expect_moves);
     with_codes(start(args, global))
 }
 

@@ -94,7 +94,7 @@ fn serve() -> io::Result<()> {
         external,
         lock: Some(lock),
         listener: None,
-        devices: None,
+        devices: DeviceControl::None,
         spec: None,
         network: None,
         main: None,
@@ -158,7 +158,7 @@ struct Monitor {
     /// Held until everything about the container is written down.
     lock: Option<OwnedFd>,
     listener: Option<OwnedFd>,
-    devices: Option<DeviceControl>,
+    devices: DeviceControl,
     external: Option<External>,
     spec: Option<Box<Spec>>,
     network: Option<Attachment>,
@@ -212,10 +212,6 @@ impl Monitor {
                 .is_some_and(|at| Instant::now() >= at || self.clients.values().all(|client| client.outbox.is_empty()))
             {
                 self.clients.clear();
-                // It takes some milliseconds to leave the group, for which nobody should wait.
-                if let Some(devices) = &self.devices {
-                    devices.dissolve();
-                }
                 self.sweep_networks();
                 return Ok(());
             }

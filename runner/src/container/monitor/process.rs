@@ -35,18 +35,12 @@ impl Monitor {
         }
         self.state.restart_count = 0;
         self.state.stopped_by_hand = false;
-        let more = match &self.external {
-            None if !spec.security.privileges().all_devices => Some(allowed_devices(&spec)),
+        self.devices = match &self.external {
+            None if !spec.security.privileges().all_devices => DeviceControl::Own { more: allowed_devices(&spec) },
             // It sees to that itself, or nothing is to be limited.
-            _ => None,
+            _ => DeviceControl::None,
         };
-        // Both take their time, in which the processor idles.
-        let (devices, attached) = std::thread::scope(|scope| {
-            let devices = scope.spawn(|| more.map_or_else(DeviceControl::none, |more| DeviceControl::with(&more)));
-            let attached = network.map(|wanted| networking::attach(self.containers.store(), wanted, &mut spec));
-            (devices.join().unwrap_or_else(|_| DeviceControl::none()), attached)
-        });
-        self.devices = Some(devices);
+        let attached = network.map(|wanted| networking::attach(self.containers.store(), wanted, &mut spec));
         self.spec = Some(spec);
         match attached.transpose() {
             Ok(network) => {
@@ -80,12 +74,12 @@ impl Monitor {
     }
 
     pub(super) fn launch(&mut self) -> io::Result<()> {
-        let (Some(spec), Some(devices)) = (&self.spec, &self.devices) else {
+        let Some(spec) = &self.spec else {
             return Err(io::Error::other("nothing to start"));
         };
         let input = if self.container.config.open_stdin { Input::Pipe } else { Input::Nothing };
         self.main = Some(match &self.external {
-            None => Child::start(&self.home, spec, devices, input)?,
+            None => Child::start(&self.home, spec, &self.devices, input)?,
             Some(external) => Child::supervised(&self.home, external, &Task::Container(spec), input)?,
         });
         self.began = Instant::now();
