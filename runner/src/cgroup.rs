@@ -217,25 +217,23 @@ fn set(hierarchy: &Hierarchy, group: &Path, settings: &[Setting]) -> Result<(), 
     Ok(())
 }
 
-/// Removes the group everywhere; true when the kernel ended a process in it for want of memory.
-pub(crate) fn remove(spec: &CgroupSpec) -> bool {
-    let mut oom = false;
-    let Ok(hierarchies) = hierarchies() else {
+/// Whether the kernel ended a process of the group for want of memory.
+pub(crate) fn ran_out_of_memory(spec: &CgroupSpec) -> bool {
+    let Some((group, unified)) = directory(spec, "memory") else {
         return false;
     };
-    for hierarchy in hierarchies {
-        let group = hierarchy.group(spec);
-        for file in ["memory.events", "memory.oom_control"] {
-            let text = fs::read_to_string(group.join(file)).unwrap_or_default();
-            oom |= text.lines().any(|line| {
-                line.strip_prefix("oom_kill ")
-                    .and_then(|count| count.parse::<u64>().ok())
-                    .is_some_and(|count| count > 0)
-            });
-        }
-        let _ = fs::remove_dir(&group);
+    let file = if unified { "memory.events" } else { "memory.oom_control" };
+    let counts = fs::read_to_string(group.join(file)).unwrap_or_default();
+    let killed = counts.lines().filter_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok());
+    killed.sum::<u64>() > 0
+}
+
+/// Removes the group everywhere.
+pub(crate) fn remove(spec: &CgroupSpec) {
+    for hierarchy in hierarchies().unwrap_or_default() {
+        // One that is in use stays.
+        let _ = fs::remove_dir(hierarchy.group(spec));
     }
-    oom
 }
 
 /// One limit: the controller that it is of, and file and value in each version that has it.

@@ -5,6 +5,7 @@
 //! for the sandbox to be ended; so does a peer that vanishes, which covers a killed engine. When the control socket
 //! ends, everything still running is killed and the helper ends.
 
+use crate::descriptors;
 use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
 use crate::protocol::{Frame, HELPER_NAME, send};
@@ -12,13 +13,11 @@ use crate::sandbox;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{
     DumpableBehavior, Signal, WaitId, WaitIdOptions, pidfd_send_signal, set_dumpable_behavior, waitid,
 };
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use xbuild_sys::Forked;
 
@@ -101,7 +100,7 @@ struct Server {
 impl Server {
     /// Takes one session; false when the engine is gone.
     fn control_event(&mut self, control: &OwnedFd) -> bool {
-        match receive_session(control) {
+        match descriptors::receive(control.as_fd(), &mut [0]) {
             Ok(Some(fds)) => {
                 self.start(fds);
                 true
@@ -174,22 +173,4 @@ fn report_not_started(session: &OwnedFd, failure: Result<(), Failure>) {
     if let Err(failure) = failure {
         let _ = send(session.as_fd(), &Frame::NotStarted(failure));
     }
-}
-
-fn receive_session(control: &OwnedFd) -> Result<Option<SessionFds>, Errno> {
-    let mut byte = [0; 1];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let message = recvmsg(control, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    if message.bytes == 0 {
-        return Ok(None);
-    }
-    let mut fds = Vec::with_capacity(4);
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
-        }
-    }
-    // Out of descriptors: the kernel cuts the list. The session was first and closes here, which its peer sees.
-    <SessionFds>::try_from(fds).map(Some).map_err(|_| Errno::AGAIN)
 }

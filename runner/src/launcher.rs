@@ -1,6 +1,7 @@
 //! The engine's side: one helper per launcher, any number of sandboxes at once.
 
 use crate::cleanup;
+use crate::descriptors;
 use crate::error::SandboxError;
 use crate::protocol::{Frame, HELPER_NAME, Leftovers, receive, send};
 use crate::spec::{Rootfs, Spec};
@@ -8,12 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, sendmsg,
-    shutdown, socketpair,
-};
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -137,12 +134,12 @@ impl Launcher {
             stdio.stderr.as_ref().map_or(null, AsFd::as_fd),
         ];
         let helper = self.helper()?;
-        match send_descriptors(helper.control.as_fd(), &fds) {
+        match descriptors::send(helper.control.as_fd(), &fds) {
             Ok(()) => Ok(()),
             Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => {
                 self.discard(&helper);
                 let helper = self.helper()?;
-                send_descriptors(helper.control.as_fd(), &fds).map_err(helper_error)
+                descriptors::send(helper.control.as_fd(), &fds).map_err(helper_error)
             }
             Err(error) => Err(helper_error(error)),
         }
@@ -197,18 +194,6 @@ pub(crate) fn own_program() -> io::Result<OwnedFd> {
         return Ok(tree);
     }
     Ok(rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-fn send_descriptors(control: BorrowedFd<'_>, fds: &[BorrowedFd<'_>; 4]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(fds));
-    loop {
-        match sendmsg(control, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::NOSIGNAL) {
-            Err(Errno::INTR) => {}
-            answer => return answer.map(drop),
-        }
-    }
 }
 
 fn helper_error(error: Errno) -> SandboxError {
@@ -299,7 +284,8 @@ impl Running {
     }
 
     fn finish(&mut self, code: Option<i32>, signal: Option<i32>) -> Result<Outcome, SandboxError> {
-        let oom = self.cgroup.as_ref().is_some_and(crate::cgroup::remove);
+        let oom = self.cgroup.as_ref().is_some_and(crate::cgroup::ran_out_of_memory);
+        self.cgroup.iter().for_each(crate::cgroup::remove);
         let ready = self.state.leftovers.is_some();
         if let (Some(leftovers), Some(root)) = (self.state.leftovers.take(), &self.writable) {
             cleanup::remove_stubs(root, &leftovers)?;

@@ -12,6 +12,7 @@ mod capabilities;
 mod cgroup;
 mod cleanup;
 pub mod container;
+mod descriptors;
 mod devices;
 mod error;
 pub mod helper;

@@ -2,6 +2,7 @@
 
 use super::external::{External, Task};
 use super::wire::ExecRequest;
+use crate::descriptors;
 use crate::devices::DeviceControl;
 use crate::error::SandboxError;
 use crate::protocol::{Frame, receive};
@@ -10,12 +11,11 @@ use crate::sandbox::join::Joining;
 use crate::spec::{CgroupSpec, Space, Spec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::VecDeque;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use xbuild_sys::{Birth, Forked};
 
@@ -41,6 +41,9 @@ pub(super) struct Child {
     pub(super) failure: Option<SandboxError>,
     pub(super) ended: Option<i32>,
     pub(super) streams: Streams,
+    /// Its mounts, which stay until this is closed: taking them off may take as long as writing out what the host's file
+    /// system has in memory.
+    pub(super) mounts: Option<OwnedFd>,
 }
 
 /// Our ends of a process's streams.
@@ -173,8 +176,9 @@ impl Child {
                 xbuild_sys::exit_now(125)
             }
             Forked::Parent { pid, pidfd } => {
-                let (supervised, target) = (false, None);
-                Ok(Child { pid, pidfd, supervised, target, session: Some(ours), failure: None, ended: None, streams })
+                let (supervised, session) = (false, Some(ours));
+                let (target, failure, ended, mounts) = (None, None, None, None);
+                Ok(Child { pid, pidfd, supervised, target, session, failure, ended, streams, mounts })
             }
         }
     }
@@ -186,7 +190,9 @@ impl Child {
         };
         match receive::<Frame>(session.as_fd()) {
             Ok(Some(Frame::Failed(failure, _) | Frame::NotStarted(failure))) => self.failure = Some(failure.into()),
-            Ok(Some(Frame::Ready(_) | Frame::Ended { .. })) => {}
+            // The last moment in which it is sure to be there. Who may not look has to wait at the end.
+            Ok(Some(Frame::Ready(_))) => self.mounts = sandbox::namespaces::open(self.pid, "mnt").ok(),
+            Ok(Some(Frame::Ended { .. })) => {}
             Ok(Some(Frame::Runs(pid))) => {
                 self.pid = pid;
                 let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -262,7 +268,7 @@ impl Streams {
         let Some(console) = self.console.take() else {
             return Ok(());
         };
-        if let Some(controller) = receive_descriptor(&console)? {
+        if let Some(controller) = receive_terminal(&console)? {
             rustix::io::ioctl_fionbio(&controller, true)?;
             self.stdin = Some(controller.try_clone()?);
             self.stdout = Some(controller);
@@ -311,15 +317,7 @@ impl Streams {
     }
 }
 
-/// Takes the descriptor that comes with the next message, if one does.
-pub(super) fn receive_descriptor(from: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
-    let mut bytes = [0; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    rustix::net::recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let received = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut received) => received.next(),
-        _ => None,
-    });
-    Ok(received)
+/// Takes the terminal that comes with the next message, which names it.
+pub(super) fn receive_terminal(from: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    Ok(descriptors::receive(from.as_fd(), &mut [0; 4096])?.map(|[terminal]| terminal))
 }

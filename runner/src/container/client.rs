@@ -2,14 +2,14 @@
 
 use super::error::{At, ContainerError};
 use super::files::{Found, Lock};
-use super::monitor::MONITOR_NAME;
+use super::monitor::{MONITOR_NAME, NETWORKED};
 use super::wire::{self, Answer, Request, Tag};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, ContainerError>;
@@ -32,29 +32,44 @@ pub enum Event {
     Answer(Answer),
 }
 
-/// Starts a monitor for the container in `directory`, which takes the lock over and waits for its first request.
-pub fn start_monitor(directory: &Path, name: &str, lock: Lock) -> Result<Connection> {
-    let at = |error: std::io::Error| ContainerError::Io {
-        action: "start the monitor in",
-        path: directory.to_owned(),
-        source: error,
-    };
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-        .map_err(|error| at(error.into()))?;
-    let program = crate::launcher::own_program().map_err(at)?;
-    let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-        .arg0(MONITOR_NAME)
-        .arg(directory.file_name().unwrap_or_default())
-        .env_clear()
-        .current_dir(directory)
-        .stdin(Stdio::from(theirs))
-        .stdout(Stdio::from(lock.into_file()))
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(at)?;
-    // It forks once more to be nobody's child; what stays here ends at once.
-    child.wait().map_err(at)?;
-    Ok(Connection { socket: Arc::new(ours), name: name.to_owned() })
+/// A monitor without a container. Started ahead, it gets ready while the container is made; dropped, it ends.
+#[derive(Debug)]
+pub struct IdleMonitor {
+    socket: OwnedFd,
+    process: Child,
+}
+
+impl IdleMonitor {
+    /// Starts one. With `networked` it makes a network namespace, which its container is going to need.
+    pub fn start(networked: bool) -> Result<IdleMonitor> {
+        let at = |source| ContainerError::Io { action: "start a monitor by", path: "/proc/self/exe".into(), source };
+        let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|error| at(error.into()))?;
+        let program = crate::launcher::own_program().map_err(at)?;
+        let process = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg0(MONITOR_NAME)
+            .args(networked.then_some(NETWORKED))
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(at)?;
+        Ok(IdleMonitor { socket, process })
+    }
+
+    /// Has it look after the container in `directory`; it takes the lock over and waits for its first request.
+    pub fn take(mut self, directory: &Path, name: &str, lock: Lock) -> Result<Connection> {
+        const ACTION: &str = "start the monitor in";
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(directory, flags, Mode::empty()).at(ACTION, directory)?;
+        let lock = lock.into_file();
+        crate::descriptors::send(self.socket.as_fd(), &[opened.as_fd(), lock.as_fd()]).at(ACTION, directory)?;
+        // It forks once more to be nobody's child; what stays here ends at once.
+        self.process.wait().at(ACTION, directory)?;
+        Ok(Connection { socket: Arc::new(self.socket), name: name.to_owned() })
+    }
 }
 
 impl Connection {

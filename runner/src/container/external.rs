@@ -297,7 +297,7 @@ fn write(file: &Path, value: &serde_json::Value) -> Result<(), Failure> {
 /// Takes the terminal from the runtime's connection and sends it to the monitor.
 fn hand_terminal_on(listener: &OwnedFd, monitor: &OwnedFd) -> Result<(), rustix::io::Errno> {
     let connection = accept_with(listener, SocketFlags::CLOEXEC)?;
-    let controller = super::child::receive_descriptor(&connection)?.ok_or(rustix::io::Errno::BADF)?;
+    let controller = super::child::receive_terminal(&connection)?.ok_or(rustix::io::Errno::BADF)?;
     crate::sandbox::console::hand_over(monitor.as_fd(), controller.as_fd())
 }
 

@@ -161,6 +161,11 @@ impl Containers {
         Ok(gone)
     }
 
+    /// Removes what killed processes were about to make or to remove.
+    pub(super) fn sweep(&self) {
+        sweep(&self.root);
+    }
+
     /// All containers, the newest first.
     pub fn list(&self) -> Result<Vec<Found>> {
         let entries = match fs::read_dir(&self.root) {
@@ -255,6 +260,21 @@ impl Containers {
 }
 
 /// Says of a container whose monitor was killed what has become of it: its processes ended with the monitor.
+/// Removes directories `.new-PID-…` and `.gone-PID-…` of processes that are no more.
+pub(super) fn sweep(root: &Path) {
+    let left = |name: &str| {
+        let rest = name.strip_prefix(".new-").or_else(|| name.strip_prefix(".gone-"))?;
+        let process: u32 = rest.split('-').next()?.parse().ok()?;
+        (!Path::new("/proc").join(process.to_string()).exists()).then_some(())
+    };
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().and_then(left).is_some() {
+            // Tried again the next time.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn bury(directory: &Path, container: &Container, state: &mut State) -> Result<()> {
     if let Some(external) = super::external::of(container, directory) {
         external.forget();

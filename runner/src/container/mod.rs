@@ -47,7 +47,7 @@ mod state;
 pub mod volumes;
 mod wire;
 
-pub use client::{Connection, Event, start_monitor};
+pub use client::{Connection, Event, IdleMonitor};
 pub use error::ContainerError;
 pub(crate) use external::rootfs_of_bundle;
 pub use files::{Containers, Found, Lock, is_id, is_name};

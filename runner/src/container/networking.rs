@@ -1,7 +1,7 @@
 //! A container's network, from the monitor's side.
 
 use super::error::{At, ContainerError};
-use crate::network::{Attachment, ContainerNetwork, Endpoint, NetworkError, Networks};
+use crate::network::{Attachment, ContainerNetwork, Endpoint, NetworkError, Networks, PreparedNetwork};
 use crate::spec::{Network, Spec};
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,12 @@ const HOST_GATEWAY: &str = "host-gateway";
 
 /// Makes the network that a container is to have, and writes what its files say of it. The working directory is the
 /// container's.
-pub(super) fn attach(root: &Path, wanted: &ContainerNetwork, spec: &mut Spec) -> Result<Attachment, String> {
+pub(super) fn attach(
+    root: &Path,
+    wanted: &ContainerNetwork,
+    prepared: Option<PreparedNetwork>,
+    spec: &mut Spec,
+) -> Result<Attachment, String> {
     let described = |error: NetworkError| match error {
         NetworkError::PortTaken { .. } => format!(
             "driver failed programming external connectivity on endpoint {} ({}): {error}",
@@ -20,7 +25,10 @@ pub(super) fn attach(root: &Path, wanted: &ContainerNetwork, spec: &mut Spec) ->
         _ => format!("failed to set up container networking: {}", error.story()),
     };
     let networks = Networks::open(root, super::clock::stamp).map_err(described)?;
-    let attachment = networks.attach(wanted).map_err(described)?;
+    let attachment = prepared
+        .map_or_else(PreparedNetwork::new, Ok)
+        .and_then(|prepared| networks.attach_prepared(wanted, prepared))
+        .map_err(described)?;
     spec.network = Network::Namespace(attachment.namespace().inherited_path());
     let resolv_conf = networks.resolv_conf(attachment.endpoints(), &wanted.resolvers).map_err(described)?;
     write_files(attachment.endpoints(), &spec.hostname, &resolv_conf).map_err(|error| error.to_string())?;

@@ -5,9 +5,16 @@ use super::error::{At, ContainerError};
 use super::files::Containers;
 use super::monitor::attributes;
 use super::volumes::Volumes;
+use std::path::PathBuf;
 
 /// Removes a container that does not run, with its nameless volumes if `volumes`. The caller holds its lock.
 pub fn remove(containers: &Containers, container: &Container, volumes: bool) -> Result<(), ContainerError> {
+    let gone = forget(containers, container, volumes)?;
+    std::fs::remove_dir_all(&gone).at("remove", &gone)
+}
+
+/// The same but for the container's files: gives the directory where they are, which is to be removed.
+pub(super) fn forget(containers: &Containers, container: &Container, volumes: bool) -> Result<PathBuf, ContainerError> {
     let gone = containers.remove(container)?;
     crate::cgroup::remove(&super::group_of(container));
     if volumes {
@@ -20,5 +27,5 @@ pub fn remove(containers: &Containers, container: &Container, volumes: bool) -> 
         }
     }
     containers.events().add("container", "destroy", &container.id, attributes(container, &[]));
-    std::fs::remove_dir_all(&gone).at("remove", &gone)
+    Ok(gone)
 }

@@ -128,6 +128,11 @@ impl Volumes {
         fs::remove_dir_all(&gone).at("remove", &gone)
     }
 
+    /// Removes what killed processes were about to remove.
+    pub(super) fn sweep(&self) {
+        super::files::sweep(&self.root);
+    }
+
     /// The ids of containers that have the volume.
     pub fn users(&self, containers: &Containers, name: &str) -> Result<Vec<String>> {
         let all = containers.list()?.into_iter().map(|found| found.container);

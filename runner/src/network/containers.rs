@@ -48,6 +48,21 @@ pub struct EndpointRequest {
     pub mac: Option<[u8; 6]>,
 }
 
+/// A network namespace as containers have it, with the sockets of a name server, that no network leads to yet.
+#[derive(Debug)]
+pub struct PreparedNetwork {
+    namespace: Namespace,
+    sockets: dns::Sockets,
+}
+
+impl PreparedNetwork {
+    /// Makes it. Blocks for a moment; its thread has ended when this returns.
+    pub fn new() -> Result<PreparedNetwork, NetworkError> {
+        let (namespace, sockets) = on_a_thread(Namespace::prepare)?;
+        Ok(PreparedNetwork { namespace, sockets })
+    }
+}
+
 /// The network of a running container. It is there while this lives, which is up to the process that lives as long as
 /// the container: when that is killed, ports, rules and addresses are free again.
 ///
@@ -118,13 +133,22 @@ impl Networks {
     ///
     /// Addresses and ports that are taken are errors, and then nothing is left.
     pub fn attach(&self, wanted: &ContainerNetwork) -> Result<Attachment, NetworkError> {
+        self.attach_prepared(wanted, PreparedNetwork::new()?)
+    }
+
+    /// The same of what is `prepared`.
+    pub fn attach_prepared(
+        &self,
+        wanted: &ContainerNetwork,
+        prepared: PreparedNetwork,
+    ) -> Result<Attachment, NetworkError> {
         let published = Published::reserve(&wanted.ports)?;
         let networks = wanted.endpoints.iter().map(|request| Ok((self.bridged(&request.network)?, request)));
         let networks = networks.collect::<Result<Vec<_>, NetworkError>>()?;
         // A network without a way out has none for questions either.
         let closed = networks.iter().all(|(network, _)| network.internal);
         let upstream = if closed { Vec::new() } else { wanted.resolvers.upstream() };
-        let (namespace, sockets) = on_a_thread(Namespace::prepare)?;
+        let PreparedNetwork { namespace, sockets } = prepared;
         let names = Arc::new(Names::new(self.clone(), &wanted.id));
         let lock = self.records.lock()?;
         let held = self.records.hold(&wanted.id)?.ok_or_else(|| NetworkError::Attached(wanted.name.clone()))?;

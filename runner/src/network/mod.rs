@@ -31,7 +31,7 @@ mod steps;
 mod usermode;
 
 pub use address::Net4;
-pub use containers::{Attachment, ContainerNetwork, EndpointRequest};
+pub use containers::{Attachment, ContainerNetwork, EndpointRequest, PreparedNetwork};
 pub use dns::{Server as DnsServer, Service as DnsService, Sockets as DnsSockets};
 pub use error::NetworkError;
 pub use namespace::Namespace;

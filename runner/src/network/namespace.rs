@@ -78,11 +78,10 @@ impl Home {
     }
 }
 
-/// Whether this process may change the network that it is in. Blocks for a moment.
+/// Whether this process may change the network that it is in.
 pub fn is_ours() -> bool {
-    // On a thread: going where one is changes nothing, but only for who may.
-    let try_it = || Home::remember().and_then(|home| home.enter()).is_ok();
-    std::thread::spawn(try_it).join().unwrap_or(false)
+    // Going where one is changes nothing, and only who may do so can.
+    Home::remember().and_then(|home| home.enter()).is_ok()
 }
 
 /// Moves the calling thread to a namespace, for good, and does something there.

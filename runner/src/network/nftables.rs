@@ -3,7 +3,7 @@
 //! Only what NAT, forwarding and published ports need. All tables are of family `ip`.
 
 use super::address::Net4;
-use super::netlink::{ACK, APPEND, CREATE, EXCL, DUMP, Message, Netlink, REQUEST, Subject, attributes, text};
+use super::netlink::{ACK, APPEND, CREATE, DUMP, EXCL, Message, Netlink, REQUEST, Subject, attributes, text};
 use rustix::io::Errno;
 use std::net::Ipv4Addr;
 

@@ -4,11 +4,8 @@ use super::resolve::Root;
 use super::rootfs::{attach, clone_tree};
 use crate::error::{During, Failure};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, major, minor, openat, openat2};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const DEVPTS_MAGIC: u64 = 0x1cd1;
@@ -62,9 +59,5 @@ pub(crate) fn show(root: &Root, pts: BorrowedFd<'_>, name: &str) -> Result<(), F
 
 /// Sends the controlling side of a terminal over a socket.
 pub(crate) fn hand_over(socket: BorrowedFd<'_>, controller: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let controller = [controller];
-    ancillary.push(SendAncillaryMessage::ScmRights(&controller));
-    sendmsg(socket, &[IoSlice::new(b"t")], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+    crate::descriptors::send(socket, &[controller])
 }

@@ -387,6 +387,11 @@ impl CreateFlags {
         Ok(networks)
     }
 
+    /// Whether the container is to have a network of its own, as far as the flags are right.
+    pub(super) fn is_networked(&self) -> bool {
+        self.networks().is_ok_and(|networks| !networks.is_empty())
+    }
+
     fn network_mode(&self) -> Result<String> {
         match self.network.first() {
             None => Ok("default".to_owned()),

@@ -164,7 +164,7 @@ fn begin(engine: &Engine, found: &Found) -> Result<()> {
             _ => Ok(()),
         };
     };
-    let connection = engine.start(&containers.read(id)?, lock, None, None)?;
+    let connection = engine.start(&containers.read(id)?, lock, None, None, None)?;
     match connection.answer()? {
         Answer::Failed { message, code } => Err(ContainerError::Start { message, code }.into()),
         Answer::Refused(why) => bail!(why),
@@ -182,7 +182,7 @@ fn start_attached(args: &StartArgs, engine: &Engine) -> Result<Outcome> {
         bail!("you cannot start and attach a container that runs: use `attach`");
     };
     let streams = Streams { stdin, stdout: true, stderr: true };
-    let connection = engine.start(&found, lock, Some(streams), session::size())?;
+    let connection = engine.start(&found, lock, Some(streams), session::size(), None)?;
     let session =
         Session { connection, terminal: config.tty, stdin, detach_keys: args.detach_keys.clone(), proxy: true };
     finish(session.run()?)

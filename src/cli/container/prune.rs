@@ -97,8 +97,8 @@ pub(crate) fn prune_containers(containers: &Containers, chosen: &Chosen) -> Resu
         if !idle || !chosen.takes(&found.container.config.labels, seconds(&found.container.created)) {
             continue;
         }
-        // Somebody else has it in hand.
-        let Some(_lock) = containers.try_lock(&found.container.id)? else {
+        // Otherwise somebody else has it in hand.
+        let Ok(Some(_lock)) = super::lifecycle::lock_idle(containers, &found.container.id) else {
             continue;
         };
         freed += super::changes::disk_size(&found.directory);

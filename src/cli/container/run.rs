@@ -9,7 +9,7 @@ use xbuild_engine::container::CreateRequest;
 use xbuild_engine::{Engine, EngineError};
 use xbuild_graph::Platform;
 use xbuild_runner::container::config::Container;
-use xbuild_runner::container::{Answer, ContainerError, Streams};
+use xbuild_runner::container::{Answer, ContainerError, IdleMonitor, Streams};
 
 /// Flags of `run`.
 #[derive(clap::Args, Debug)]
@@ -32,7 +32,9 @@ pub(crate) fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
         report::error(&error);
         return Ok(Outcome::Code(1));
     }
-    with_codes(start(args, global))
+    // It gets ready while the container is made. An error comes again when it is needed.
+    let monitor = IdleMonitor::start(args.flags.is_networked()).ok();
+    with_codes(start(args, global, monitor))
 }
 
 pub(crate) fn create(args: &CreateFlags, global: &Global) -> Result<Outcome> {
@@ -65,7 +67,7 @@ fn with_codes(done: Result<Outcome>) -> Result<Outcome> {
     Ok(Outcome::Code(start.unwrap_or(OWN_ERROR)))
 }
 
-fn start(args: &RunArgs, global: &Global) -> Result<Outcome> {
+fn start(args: &RunArgs, global: &Global, monitor: Option<IdleMonitor>) -> Result<Outcome> {
     let engine = global.engine()?;
     let flags = &args.flags;
     if args.detach && !flags.attach.is_empty() {
@@ -81,7 +83,7 @@ fn start(args: &RunArgs, global: &Global) -> Result<Outcome> {
     let config = &container.config;
     let streams = Streams { stdin: config.attach_stdin, stdout: config.attach_stdout, stderr: config.attach_stderr };
     let attach = Some(streams).filter(|_| !args.detach);
-    match launch(&engine, &container, attach) {
+    match launch(&engine, &container, attach, monitor) {
         Err(error) => {
             if flags.rm {
                 discard(&engine, &container);
@@ -122,6 +124,7 @@ fn launch(
     engine: &Engine,
     container: &Container,
     attach: Option<Streams>,
+    monitor: Option<IdleMonitor>,
 ) -> Result<xbuild_runner::container::Connection, anyhow::Error> {
     let found = engine.containers().find(&container.id)?;
     let lock = engine.containers().try_lock(&container.id)?;
@@ -129,7 +132,7 @@ fn launch(
     if let Some(why) = engine.network_shortfall(container) {
         report::note(&format!("no network of its own, the host's is used: {why}"));
     }
-    let connection = engine.start(&found, lock, attach, session::size())?;
+    let connection = engine.start(&found, lock, attach, session::size(), monitor)?;
     if attach.is_none() {
         match connection.answer()? {
             Answer::Failed { message, code } => return Err(ContainerError::Start { message, code }.into()),

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use xbuild_cache::TreeId;
 use xbuild_cache::tree::{Marks, View};
 use xbuild_runner::container::config::{Container, HostConfig, Mount};
-use xbuild_runner::container::{
-    Connection, ContainerError, Found, Lock, Request, Streams, group_of, log, start_monitor,
-};
+use xbuild_runner::container::{Connection, ContainerError, Found, IdleMonitor, Lock, Request, Streams, group_of, log};
 use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::{
     Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges,
@@ -19,13 +17,14 @@ use xbuild_runner::{
 
 impl Engine {
     /// Starts a container that does not run; the answer comes over the connection. `attach` names streams that are passed
-    /// on from the beginning, and `size` rows and columns of a terminal.
+    /// on from the beginning, and `size` rows and columns of a terminal; `monitor` may have been started ahead.
     pub fn start(
         &self,
         found: &Found,
         lock: Lock,
         attach: Option<Streams>,
         size: Option<(u16, u16)>,
+        monitor: Option<IdleMonitor>,
     ) -> Result<Connection, EngineError> {
         self.check_sandbox("a container")?;
         let runtime = &found.container.oci_runtime;
@@ -42,7 +41,8 @@ impl Engine {
         }
         let spec = self.spec_of(&found, size)?;
         let network = networks::wanted(&found.container)?.map(Box::new);
-        let connection = start_monitor(&found.directory, &found.container.name, lock)?;
+        let monitor = monitor.map_or_else(|| IdleMonitor::start(network.is_some()), Ok)?;
+        let connection = monitor.take(&found.directory, &found.container.name, lock)?;
         connection.send(&Request::Start { spec: Box::new(spec), network, attach })?;
         Ok(connection)
     }

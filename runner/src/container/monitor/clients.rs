@@ -180,7 +180,7 @@ impl Monitor {
             if self.restart_at.take().is_some() {
                 self.say(key, &Answer::Done);
                 self.state.status = Status::Exited;
-                return self.leave(&Answer::Exited { code: self.state.exit_code });
+                return self.leave(&Answer::Exited { code: self.state.exit_code }, None);
             }
             return self.refuse(key, &format!("container {} is not running", self.container.id));
         };
@@ -202,7 +202,7 @@ impl Monitor {
         let Some(main) = &self.main else {
             self.restart_at = None;
             self.state.status = Status::Exited;
-            return self.leave(&Answer::Exited { code: self.state.exit_code });
+            return self.leave(&Answer::Exited { code: self.state.exit_code }, None);
         };
         let signal = if timeout == 0 { libc::SIGKILL } else { signal };
         main.signal(signal);

@@ -17,9 +17,11 @@ use super::files::{Containers, read_json, write_json};
 use super::log::LogWriter;
 use super::policy::{Backoff, Check};
 use super::state::State;
+use super::volumes::Volumes;
+use crate::descriptors;
 use crate::devices::DeviceControl;
 use crate::error::SandboxError;
-use crate::network::{Attachment, Endpoint, Networks};
+use crate::network::{Attachment, Endpoint, Networks, PreparedNetwork};
 use crate::spec::{Network, Spec};
 use clients::Client;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,6 +35,8 @@ use std::time::{Duration, Instant};
 
 /// Name the monitor is started under.
 pub(super) const MONITOR_NAME: &str = "xbuild-monitor";
+/// Its argument if the container is to have a network of its own.
+pub(super) const NETWORKED: &str = "networked";
 
 /// Bytes that may wait for a client, or for a process.
 const WATERMARK: usize = 1 << 20;
@@ -55,14 +59,14 @@ pub fn main_if_requested() {
     if arguments.next().is_none_or(|name| name != MONITOR_NAME) {
         return;
     }
-    let code = match serve() {
+    let code = match serve(arguments.next().is_some_and(|argument| argument == NETWORKED)) {
         Ok(()) => 0,
         Err(_) => 1,
     };
     xbuild_sys::exit_now(code);
 }
 
-fn serve() -> io::Result<()> {
+fn serve(networked: bool) -> io::Result<()> {
     // Nobody's child: who asked for the container waits for this process only.
     match xbuild_sys::fork_pid_namespace(false)? {
         xbuild_sys::Forked::Parent { .. } => return Ok(()),
@@ -77,9 +81,15 @@ fn serve() -> io::Result<()> {
     // A closed pipe is an error to handle, and only an explicit stop ends a container.
     xbuild_sys::block_signals()?;
     let first = xbuild_sys::adopt(0)?;
-    let lock = xbuild_sys::adopt(1)?;
+    let prepared = networked.then(PreparedNetwork::new).and_then(Result::ok);
+    let Some([directory, lock]) = descriptors::receive(first.as_fd(), &mut [0])? else {
+        // No container came of it.
+        return Ok(());
+    };
     rustix::io::ioctl_fionbio(&first, true)?;
+    rustix::process::fchdir(directory)?;
     let directory = std::env::current_dir()?;
+    name_after(&directory);
     let container: Container = read_json(Path::new("config.json")).map_err(io::Error::other)?;
     let state: State = read_json(Path::new("state.json")).map_err(io::Error::other)?;
     let root = directory.parent().map(Path::to_owned).unwrap_or_default();
@@ -96,6 +106,7 @@ fn serve() -> io::Result<()> {
         listener: None,
         devices: DeviceControl::None,
         spec: None,
+        prepared,
         network: None,
         main: None,
         others: BTreeMap::new(),
@@ -149,6 +160,14 @@ enum Interest {
     Stop,
 }
 
+/// Shows in lists of processes which container it is that this one looks after.
+fn name_after(directory: &Path) {
+    let id = directory.file_name().and_then(|id| id.to_str()).unwrap_or_default();
+    let name = std::ffi::CString::new(format!("xb-{}", id.get(..12).unwrap_or(id))).unwrap_or_default();
+    // The default name is as good as it gets otherwise.
+    let _ = rustix::thread::set_name(&name);
+}
+
 struct Monitor {
     journal: Journal,
     containers: Containers,
@@ -161,6 +180,8 @@ struct Monitor {
     devices: DeviceControl,
     external: Option<External>,
     spec: Option<Box<Spec>>,
+    /// Made before anything was known of the container.
+    prepared: Option<PreparedNetwork>,
     network: Option<Attachment>,
     main: Option<Child>,
     others: BTreeMap<u64, Other>,
@@ -212,7 +233,7 @@ impl Monitor {
                 .is_some_and(|at| Instant::now() >= at || self.clients.values().all(|client| client.outbox.is_empty()))
             {
                 self.clients.clear();
-                self.sweep_networks();
+                self.sweep();
                 return Ok(());
             }
             // Whoever started this monitor is gone before it said what to do.
@@ -223,7 +244,9 @@ impl Monitor {
     }
 
     /// Nobody waits for this process any more; it may as well see what others left.
-    fn sweep_networks(&self) {
+    fn sweep(&self) {
+        self.containers.sweep();
+        Volumes::beside(&self.containers).sweep();
         if self.spec.as_ref().is_some_and(|spec| matches!(spec.network, Network::Namespace(_)))
             && let Ok(networks) = Networks::open(self.containers.store(), clock::stamp)
         {

@@ -12,9 +12,10 @@ use crate::container::{clock, group_of, networking, removal};
 use crate::devices::DeviceControl;
 use crate::error::SandboxError;
 use crate::network::ContainerNetwork;
-use crate::spec::{Space, Spec};
+use crate::spec::{CgroupSpec, Space, Spec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,8 @@ impl Monitor {
             // It sees to that itself, or nothing is to be limited.
             _ => DeviceControl::None,
         };
-        let attached = network.map(|wanted| networking::attach(self.containers.store(), wanted, &mut spec));
+        let attached =
+            network.map(|wanted| networking::attach(self.containers.store(), wanted, self.prepared.take(), &mut spec));
         self.spec = Some(spec);
         match attached.transpose() {
             Ok(network) => {
@@ -122,9 +124,6 @@ impl Monitor {
     pub(super) fn fail(&mut self, error: &SandboxError) {
         let message = described(error);
         let code = error.exit_code().unwrap_or(125);
-        if let Some(spec) = self.spec.as_ref().and_then(|spec| spec.cgroup.as_ref()) {
-            crate::cgroup::remove(spec);
-        }
         if self.state.started_at == clock::NEVER {
             self.state.status = Status::Created;
         } else {
@@ -134,12 +133,12 @@ impl Monitor {
         self.state.pid = 0;
         self.state.exit_code = if code == 125 { 128 } else { i32::from(code) };
         self.state.error.clone_from(&message);
-        self.leave(&Answer::Failed { message, code });
+        self.leave(&Answer::Failed { message, code }, None);
     }
 
     /// The process has ended and its output is passed on.
     pub(super) fn conclude(&mut self, code: i32) {
-        self.main = None;
+        let mounts = self.main.take().and_then(|main| main.mounts);
         self.drained_at = None;
         self.settle_at = None;
         self.stop_at = None;
@@ -148,7 +147,8 @@ impl Monitor {
         if let Some(log) = &mut self.log {
             let _ = log.flush();
         }
-        let oom = self.clear_group();
+        self.end_stragglers();
+        let oom = self.group().is_some_and(crate::cgroup::ran_out_of_memory);
         if let Some(external) = &self.external {
             external.forget();
         }
@@ -170,39 +170,47 @@ impl Monitor {
             self.restart_at = Some(Instant::now() + self.backoff.next(ran));
             self.write_state();
             self.dismiss(&Answer::Exited { code });
+            self.clear(mounts);
         } else {
             if self.state.stopped_by_hand {
                 self.tell("stop", &[]);
             }
-            self.leave(&Answer::Exited { code });
+            self.leave(&Answer::Exited { code }, mounts);
         }
     }
 
-    /// Removes the control group, with processes that were not ended with the container's own pid namespace.
-    pub(super) fn clear_group(&self) -> bool {
-        let Some(spec) = &self.spec else {
-            return false;
+    fn group(&self) -> Option<&CgroupSpec> {
+        self.spec.as_ref()?.cgroup.as_ref()
+    }
+
+    /// Ends processes that were not ended with the container's own pid namespace.
+    fn end_stragglers(&self) {
+        let shared = self.spec.as_ref().is_some_and(|spec| spec.namespaces.pid != Space::Own);
+        let Some(group) = self.group().filter(|_| shared) else {
+            return;
         };
-        let Some(group) = &spec.cgroup else {
-            return false;
-        };
-        if spec.namespaces.pid != Space::Own {
-            for _ in 0..100 {
-                let left = crate::cgroup::processes(group);
-                if left.is_empty() {
-                    break;
-                }
-                for pid in left.into_iter().filter_map(|pid| u32::try_from(pid).ok()) {
-                    let _ = xbuild_sys::kill(pid, libc::SIGKILL);
-                }
-                std::thread::sleep(Duration::from_millis(10));
+        for _ in 0..100 {
+            let left = crate::cgroup::processes(group);
+            if left.is_empty() {
+                break;
             }
+            for pid in left.into_iter().filter_map(|pid| u32::try_from(pid).ok()) {
+                let _ = xbuild_sys::kill(pid, libc::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        crate::cgroup::remove(group)
     }
 
-    /// Writes the last words, lets go of the container, and says farewell.
-    pub(super) fn leave(&mut self, last: &Answer) {
+    /// Takes off the container's mounts and removes its control group: what nobody has to wait for but who starts it again.
+    fn clear(&self, mounts: Option<OwnedFd>) {
+        drop(mounts);
+        if let Some(group) = self.group() {
+            crate::cgroup::remove(group);
+        }
+    }
+
+    /// Writes the last words, says farewell, and lets go of the container.
+    pub(super) fn leave(&mut self, last: &Answer, mounts: Option<OwnedFd>) {
         let failed = matches!(last, Answer::Failed { .. });
         self.restart_at = None;
         // Before the socket goes: whoever finds it gone looks here.
@@ -213,12 +221,9 @@ impl Monitor {
             // What cannot be removed does not count any more, and goes with the next change.
             self.tell_of_networks("disconnect", &network.detach().unwrap_or_default());
         }
-        if self.container.host_config.auto_remove {
-            // Nobody is there who could be told of a failure; `rm` can be tried again.
-            let _ = removal::remove(&self.containers, &self.container, true);
-        }
-        // From here on others may change the container.
-        self.lock = None;
+        // Nobody is there who could be told of a failure; `rm` can be tried again.
+        let removes = self.container.host_config.auto_remove;
+        let gone = removes.then(|| removal::forget(&self.containers, &self.container, true)).and_then(Result::ok);
         if failed {
             for client in self.clients.values_mut() {
                 client.say(last);
@@ -227,6 +232,13 @@ impl Monitor {
         } else {
             self.dismiss(last);
         }
+        self.clear(mounts);
+        if let Some(gone) = gone {
+            // What stays is removed with the next container.
+            let _ = std::fs::remove_dir_all(gone);
+        }
+        // From here on others may change the container.
+        self.lock = None;
         self.farewell_at = Some(Instant::now() + FAREWELL);
     }
 
