@@ -8,6 +8,7 @@ use crate::spec::CgroupSpec;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 const UNDELEGATED: &str = "limits need control groups that belong to this user";
 
@@ -16,7 +17,7 @@ const SERVING: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Hierarchy {
+pub(crate) struct Hierarchy {
     root: PathBuf,
     unified: bool,
     controllers: Vec<String>,
@@ -114,7 +115,7 @@ pub(crate) fn change(spec: &CgroupSpec, settings: &[Setting]) -> Result<(), Fail
     for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
         let group = hierarchy.group(spec);
         if group.is_dir() {
-            set(&hierarchy, &group, settings)?;
+            set(hierarchy, &group, settings)?;
         }
     }
     Ok(())
@@ -125,7 +126,7 @@ pub(crate) fn enter(spec: &CgroupSpec, pid: Option<u32>) -> Result<(), Failure> 
     for hierarchy in hierarchies().during(|| "list the control group hierarchies".to_owned())? {
         let group = hierarchy.group(spec);
         if group.is_dir() {
-            move_into(&hierarchy, &group, pid)?;
+            move_into(hierarchy, &group, pid)?;
         }
     }
     Ok(())
@@ -134,7 +135,7 @@ pub(crate) fn enter(spec: &CgroupSpec, pid: Option<u32>) -> Result<(), Failure> 
 /// Stops or goes on with all processes of a group.
 pub(crate) fn freeze(spec: &CgroupSpec, frozen: bool) -> Result<(), Failure> {
     let hierarchies = hierarchies().during(|| "list the control group hierarchies".to_owned())?;
-    for hierarchy in &hierarchies {
+    for hierarchy in hierarchies {
         let group = hierarchy.group(spec);
         let (file, value) = match hierarchy.unified {
             true => (group.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
@@ -381,7 +382,16 @@ fn write(file: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
-fn hierarchies() -> io::Result<Vec<Hierarchy>> {
+/// The hierarchies of this host, as they were when this process first asked.
+pub(crate) fn hierarchies() -> io::Result<&'static [Hierarchy]> {
+    static FOUND: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    match FOUND.get() {
+        Some(found) => Ok(found),
+        None => find_hierarchies().map(|found| FOUND.get_or_init(|| found).as_slice()),
+    }
+}
+
+fn find_hierarchies() -> io::Result<Vec<Hierarchy>> {
     let mut found = parse_mounts(&fs::read_to_string("/proc/self/mountinfo")?);
     for hierarchy in found.iter_mut().filter(|hierarchy| hierarchy.unified) {
         let list = fs::read_to_string(hierarchy.root.join("cgroup.controllers"))?;

@@ -59,7 +59,7 @@ fn serve() -> io::Result<()> {
     // Inherited by every sandbox, so done once: default signals (Rust ignores SIGPIPE), the compiled filter, and the
     // control group that says which devices may be opened.
     xbuild_sys::reset_signals()?;
-    sandbox::seccomp::docker_default();
+    sandbox::get_ready();
     let _ = crate::rootless::has_one_id();
     let devices = DeviceControl::establish();
     let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;

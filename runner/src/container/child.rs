@@ -124,7 +124,7 @@ fn fork_into(pid: u32) -> io::Result<Forked> {
 }
 
 impl Child {
-    /// Starts the container's own process.
+    /// Starts the container's own process, which sets itself up and waits for [`Child::let_go`].
     pub(super) fn start(home: &Home, spec: &Spec, devices: &DeviceControl, input: Input) -> io::Result<Child> {
         let (streams, theirs) = Streams::new(home, input, spec.console.is_some())?;
         Child::fork(&spec.namespaces.pid, streams, |session| sandbox::enter_with(&session, theirs, devices, spec))
@@ -181,6 +181,20 @@ impl Child {
                 Ok(Child { pid, pidfd, supervised, target, session, failure, ended, streams, mounts })
             }
         }
+    }
+
+    /// Lets the program begin. One that has ended has reported why.
+    pub(super) fn let_go(&self) {
+        if let Some(session) = self.session.as_ref().filter(|_| !self.supervised) {
+            let _ = rustix::net::send(session, b"g", rustix::net::SendFlags::NOSIGNAL);
+        }
+    }
+
+    /// Ends it for good.
+    pub(super) fn end(self) {
+        self.signal(libc::SIGKILL);
+        // There is nothing to learn.
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
     }
 
     /// Takes a report of the set-up. The end of the session means that the program runs, unless it failed before.

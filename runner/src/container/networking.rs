@@ -2,37 +2,41 @@
 
 use super::error::{At, ContainerError};
 use crate::network::{Attachment, ContainerNetwork, Endpoint, NetworkError, Networks, PreparedNetwork};
-use crate::spec::{Network, Spec};
 use std::fs;
 use std::path::Path;
 
 /// Address that stands for the host in `--add-host`.
 const HOST_GATEWAY: &str = "host-gateway";
 
+/// What a container's network starts from.
+pub(super) fn prepare(prepared: Option<PreparedNetwork>) -> Result<PreparedNetwork, String> {
+    prepared.map_or_else(PreparedNetwork::new, Ok).map_err(|error| described(&error))
+}
+
 /// Makes the network that a container is to have, and writes what its files say of it. The working directory is the
 /// container's.
 pub(super) fn attach(
     root: &Path,
     wanted: &ContainerNetwork,
-    prepared: Option<PreparedNetwork>,
-    spec: &mut Spec,
+    prepared: PreparedNetwork,
+    hostname: &str,
 ) -> Result<Attachment, String> {
-    let described = |error: NetworkError| match error {
+    let networks = Networks::open(root, super::clock::stamp).map_err(|error| described(&error))?;
+    let attachment = networks.attach_prepared(wanted, prepared).map_err(|error| match error {
         NetworkError::PortTaken { .. } => format!(
             "driver failed programming external connectivity on endpoint {} ({}): {error}",
             wanted.name, wanted.id
         ),
-        _ => format!("failed to set up container networking: {}", error.story()),
-    };
-    let networks = Networks::open(root, super::clock::stamp).map_err(described)?;
-    let attachment = prepared
-        .map_or_else(PreparedNetwork::new, Ok)
-        .and_then(|prepared| networks.attach_prepared(wanted, prepared))
-        .map_err(described)?;
-    spec.network = Network::Namespace(attachment.namespace().inherited_path());
-    let resolv_conf = networks.resolv_conf(attachment.endpoints(), &wanted.resolvers).map_err(described)?;
-    write_files(attachment.endpoints(), &spec.hostname, &resolv_conf).map_err(|error| error.to_string())?;
+        error => described(&error),
+    })?;
+    let resolv_conf = networks.resolv_conf(attachment.endpoints(), &wanted.resolvers);
+    let resolv_conf = resolv_conf.map_err(|error| described(&error))?;
+    write_files(attachment.endpoints(), hostname, &resolv_conf).map_err(|error| error.to_string())?;
     Ok(attachment)
+}
+
+fn described(error: &NetworkError) -> String {
+    format!("failed to set up container networking: {}", error.story())
 }
 
 /// Adds the container's addresses to `hosts`, and writes `resolv.conf`. In place: both may be mounted.

@@ -61,6 +61,12 @@ impl PreparedNetwork {
         let (namespace, sockets) = on_a_thread(Namespace::prepare)?;
         Ok(PreparedNetwork { namespace, sockets })
     }
+
+    /// Where the container's processes are to be.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
 }
 
 /// The network of a running container. It is there while this lives, which is up to the process that lives as long as

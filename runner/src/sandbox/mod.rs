@@ -33,6 +33,13 @@ use staging::Staging;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// Makes what all sandboxes of this process have in common, for the processes that are forked from it.
+pub(crate) fn get_ready() {
+    seccomp::docker_default();
+    // Whoever needs them is told why they cannot be read.
+    let _ = crate::cgroup::hierarchies();
+}
+
 /// Becomes the sandboxed process: reads the request from the session, sets everything up and executes the command.
 /// Runs as process 1 of a new pid namespace, in a copy of the helper, and never returns into it.
 pub(crate) fn enter([session, stdin, stdout, stderr]: [OwnedFd; 4], devices: &DeviceControl) -> ! {
@@ -42,17 +49,26 @@ pub(crate) fn enter([session, stdin, stdout, stderr]: [OwnedFd; 4], devices: &De
         let request = receive::<Spec>(session.as_fd()).during(|| "read the sandbox request".to_owned())?;
         request.ok_or_else(|| Failure::Refused("the engine took its request back".to_owned()))
     };
-    become_process(&session, [stdin, stdout, stderr], devices, request)
+    become_process(&session, [stdin, stdout, stderr], devices, request, || Ok(()))
 }
 
-/// The same, for a request that is known.
+/// The same, for a request that is known. When all is set up it waits until the other side of the session lets it go.
 pub(crate) fn enter_with(session: &OwnedFd, stdio: [OwnedFd; 3], devices: &DeviceControl, spec: &Spec) -> ! {
     let request = || {
         die_with_helper()?;
         xbuild_sys::reset_signals().during(|| "give signals their defaults".to_owned())?;
         Ok(spec)
     };
-    become_process(session, stdio, devices, request)
+    become_process(session, stdio, devices, request, || wait_for_leave(session.as_fd()))
+}
+
+fn wait_for_leave(session: BorrowedFd<'_>) -> Result<(), Failure> {
+    match rustix::io::retry_on_intr(|| rustix::io::read(session, &mut [0]))
+        .during(|| "wait for the start".to_owned())?
+    {
+        0 => Err(Failure::Refused("the monitor took its request back".to_owned())),
+        _ => Ok(()),
+    }
 }
 
 fn become_process<S: std::borrow::Borrow<Spec>>(
@@ -60,11 +76,12 @@ fn become_process<S: std::borrow::Borrow<Spec>>(
     stdio: [OwnedFd; 3],
     devices: &DeviceControl,
     request: impl FnOnce() -> Result<S, Failure>,
+    leave: impl FnOnce() -> Result<(), Failure>,
 ) -> ! {
     let mut leftovers = Leftovers::default();
     let work = std::panic::AssertUnwindSafe(|| {
         let request = request()?;
-        set_up(session, stdio, devices, request.borrow(), &mut leftovers)
+        set_up(session, stdio, devices, request.borrow(), &mut leftovers, leave)
     });
     let failure = match std::panic::catch_unwind(work) {
         Ok(Ok(never)) => match never {},
@@ -106,6 +123,7 @@ fn set_up(
     devices: &DeviceControl,
     spec: &Spec,
     leftovers: &mut Leftovers,
+    leave: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<Infallible, Failure> {
     // While /proc is the host's: needs its /proc/self/exe, and finds mistakes before any work.
     let mut program = Program::new(&spec.args, &spec.env)?;
@@ -143,6 +161,7 @@ fn set_up(
     if spec.account.is_some() {
         give_streams(&user);
     }
+    leave()?;
     restrict(&spec.rlimits, &privileges, filter.as_ref(), &user)?;
     // The last word before exec: whatever is still open ends here, also what a library may have opened.
     xbuild_sys::close_from(3).during(|| "close descriptors".to_owned())?;

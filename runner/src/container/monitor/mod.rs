@@ -81,6 +81,7 @@ fn serve(networked: bool) -> io::Result<()> {
     // A closed pipe is an error to handle, and only an explicit stop ends a container.
     xbuild_sys::block_signals()?;
     let first = xbuild_sys::adopt(0)?;
+    crate::sandbox::get_ready();
     let prepared = networked.then(PreparedNetwork::new).and_then(Result::ok);
     let Some([directory, lock]) = descriptors::receive(first.as_fd(), &mut [0])? else {
         // No container came of it.
@@ -349,7 +350,9 @@ impl Monitor {
         if due(self.restart_at) {
             self.restart_at = None;
             self.state.restart_count += 1;
-            if let Err(error) = self.launch() {
+            let launched = self.launch();
+            self.let_go();
+            if let Err(error) = launched {
                 self.fail(&SandboxError::Helper(error));
             }
         }

@@ -12,7 +12,7 @@ use crate::container::{clock, group_of, networking, removal};
 use crate::devices::DeviceControl;
 use crate::error::SandboxError;
 use crate::network::ContainerNetwork;
-use crate::spec::{CgroupSpec, Space, Spec};
+use crate::spec::{CgroupSpec, Network, Space, Spec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,7 +23,7 @@ impl Monitor {
     pub(super) fn begin(
         &mut self,
         key: u64,
-        mut spec: Box<Spec>,
+        spec: Box<Spec>,
         network: Option<&ContainerNetwork>,
         attach: Option<Streams>,
     ) {
@@ -41,25 +41,46 @@ impl Monitor {
             // It sees to that itself, or nothing is to be limited.
             _ => DeviceControl::None,
         };
-        let attached =
-            network.map(|wanted| networking::attach(self.containers.store(), wanted, self.prepared.take(), &mut spec));
         self.spec = Some(spec);
-        match attached.transpose() {
-            Ok(network) => {
-                network.iter().for_each(|network| self.tell_of_networks("connect", network.endpoints()));
-                self.network = network;
+        if let Err(error) = self.set_going(network) {
+            if let Some(main) = self.main.take() {
+                main.end();
             }
-            Err(why) => return self.fail(&SandboxError::Refused(why)),
+            self.fail(&error);
         }
-        let prepared = LogWriter::open(Path::new("."), &self.container.host_config.log_config)
-            .and_then(|log| {
-                self.log = log;
-                self.open_socket()
-            })
-            .and_then(|()| self.launch());
-        if let Err(error) = prepared {
-            self.fail(&SandboxError::Helper(error));
+    }
+
+    /// Starts the process and makes its network, at once where neither needs the other.
+    fn set_going(&mut self, network: Option<&ContainerNetwork>) -> Result<(), SandboxError> {
+        let prepared = network.map(|_| networking::prepare(self.prepared.take())).transpose();
+        let prepared = prepared.map_err(SandboxError::Refused)?;
+        if let (Some(spec), Some(prepared)) = (&mut self.spec, &prepared) {
+            spec.network = Network::Namespace(prepared.namespace().inherited_path());
         }
+        let log = LogWriter::open(Path::new("."), &self.container.host_config.log_config);
+        self.log = log.map_err(SandboxError::Helper)?;
+        self.open_socket().map_err(SandboxError::Helper)?;
+        let needs_links = |spec: &Spec| spec.sysctls.iter().any(|(name, _)| name.starts_with("net."));
+        let at_once = self.external.is_none() && !self.spec.as_deref().is_some_and(needs_links);
+        if at_once {
+            self.launch().map_err(SandboxError::Helper)?;
+        }
+        if let (Some(wanted), Some(prepared), Some(spec)) = (network, prepared, &self.spec) {
+            let attached = networking::attach(self.containers.store(), wanted, prepared, &spec.hostname);
+            let attachment = attached.map_err(SandboxError::Refused)?;
+            self.tell_of_networks("connect", attachment.endpoints());
+            self.network = Some(attachment);
+        }
+        if !at_once {
+            self.launch().map_err(SandboxError::Helper)?;
+        }
+        self.let_go();
+        Ok(())
+    }
+
+    /// Lets the process begin that was launched.
+    pub(super) fn let_go(&self) {
+        self.main.iter().for_each(Child::let_go);
     }
 
     pub(super) fn open_socket(&mut self) -> io::Result<()> {
