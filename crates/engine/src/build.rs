@@ -33,7 +33,7 @@ const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d
 /// Builds on one store. What a build does not need (network client, sandbox helper) is not set up.
 pub struct Engine {
     store: Arc<Store>,
-    runtime: tokio::runtime::Runtime,
+    runtime: OnceLock<tokio::runtime::Runtime>,
     launcher: OnceLock<Arc<Launcher>>,
     net: Arc<Net>,
     pub(crate) snapshots: Arc<Snapshots>,
@@ -78,13 +78,8 @@ impl Engine {
         };
         let own = docker_config.map(|directory| directory.join("certs.d"));
         let certificates = Certificates::of(own.into_iter().chain(CERTIFICATES.map(PathBuf::from)).collect());
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .thread_name("xbuild")
-            .build()
-            .map_err(|e| EngineError::Internal(format!("no threads: {e}")))?;
-        let (launcher, net) = (OnceLock::new(), Arc::new(Net::new(credentials, certificates)));
+        let (runtime, launcher) = (OnceLock::new(), OnceLock::new());
+        let net = Arc::new(Net::new(credentials, certificates));
         Ok(Self { store, runtime, launcher, net, snapshots: Arc::default(), clock, no_sandbox: None })
     }
 
@@ -119,12 +114,22 @@ impl Engine {
         &self.net
     }
 
-    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
-        self.runtime.handle()
+    /// The threads that wait for many things at once; they start with the first.
+    pub(crate) fn runtime(&self) -> Result<&tokio::runtime::Handle, EngineError> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime.handle());
+        }
+        let made = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .thread_name("xbuild")
+            .build()
+            .map_err(|e| EngineError::Internal(format!("no threads: {e}")))?;
+        Ok(self.runtime.get_or_init(|| made).handle())
     }
 
-    pub(crate) fn images<'a>(&'a self, cancel: &'a Cancel) -> Images<'a> {
-        Images { store: &self.store, net: &self.net, runtime: self.runtime.handle(), cancel }
+    pub(crate) fn images<'a>(&'a self, cancel: &'a Cancel) -> Result<Images<'a>, EngineError> {
+        Ok(Images { store: &self.store, net: &self.net, runtime: self.runtime()?, cancel })
     }
 
     /// The sandbox launcher; its helper starts with the first process.
@@ -144,7 +149,7 @@ impl Engine {
     /// Reads and parses the Dockerfile of a request.
     pub(crate) fn load(&self, request: &Request, events: &Events) -> Result<Loaded, EngineError> {
         let main = events.step("[internal] load build definition from Dockerfile", |_| {
-            context::load(request, &self.store, self.runtime(), &self.net)
+            context::load(request, &self.store, self.runtime()?, &self.net)
         })?;
         let source = SourceFile::new(&main.dockerfile.name, main.dockerfile.bytes);
         let parsed = frontend::parse(&source);
@@ -162,7 +167,7 @@ impl Engine {
     ) -> Result<BuildResolver<'a>, EngineError> {
         let named = request.named_contexts.iter().map(|(name, value)| Ok((name.clone(), Named::parse(value)?)));
         Ok(BuildResolver {
-            images: self.images(cancel),
+            images: self.images(cancel)?,
             events,
             named: named.collect::<Result<_, EngineError>>()?,
             contexts,
@@ -287,7 +292,7 @@ impl Engine {
         let worker = Arc::new(BuildWorker {
             store: self.store.clone(),
             net: self.net.clone(),
-            runtime: self.runtime.handle().clone(),
+            runtime: self.runtime()?.clone(),
             launcher: self.launcher()?,
             no_sandbox: self.check_sandbox("RUN").err().map(|error| error.to_string()),
             contexts: contexts.clone(),
@@ -327,7 +332,7 @@ impl Engine {
                 events.send(steps[id.index()], kind);
             }
         };
-        let solved = self.runtime.block_on(xbuild_solver::solve(
+        let solved = self.runtime()?.block_on(xbuild_solver::solve(
             graph.clone(),
             targets,
             worker.clone(),
@@ -344,7 +349,7 @@ impl Engine {
     }
 
     fn export(&self, request: &Request, built: &[Built], events: &Events) -> Result<Response, EngineError> {
-        let pusher = push::Pusher { net: self.net(), runtime: self.runtime(), store: &self.store, events };
+        let pusher = push::Pusher { net: self.net(), runtime: self.runtime()?, store: &self.store, events };
         let exporter = Exporter { store: &self.store, request, built, events, pusher };
         let mut response = Response::default();
         for output in &request.outputs {

@@ -327,7 +327,7 @@ impl Engine {
         let before = self.store().image(&reference.to_string())?.map(|image| image.target);
         let events = Events::new(sink);
         let cancel = Cancel::new();
-        let images = self.images(&cancel);
+        let images = self.images(&cancel)?;
         let resolved = events.step(&format!("pulling {reference}"), |step| {
             let resolved = images.resolve(name, &platform, true)?;
             let tree = images.unpack(&resolved.source, &events, step)?;
@@ -348,18 +348,18 @@ impl Engine {
         let reference: Reference =
             name.parse().map_err(|e: xbuild_oci::ReferenceError| EngineError::Source(e.to_string()))?;
         let client = self.net().registry()?;
-        Ok(self.runtime().block_on(client.tags(&reference))?)
+        Ok(self.runtime()?.block_on(client.tags(&reference))?)
     }
 
     /// Asks a registry whether it takes a login.
     pub fn check_login(&self, host: &str, user: &str, password: &str) -> Result<(), EngineError> {
-        Ok(self.runtime().block_on(self.net().registry()?.log_in(host, user, password))?)
+        Ok(self.runtime()?.block_on(self.net().registry()?.log_in(host, user, password))?)
     }
 
     /// Repositories of a registry by a part of their names.
     pub fn search(&self, host: &str, term: &str, limit: usize) -> Result<Vec<xbuild_registry::Hit>, EngineError> {
         let client = self.net().registry()?;
-        Ok(self.runtime().block_on(client.search(host, term, limit))?)
+        Ok(self.runtime()?.block_on(client.search(host, term, limit))?)
     }
 
     /// Names of images of the store in a repository.

@@ -56,7 +56,7 @@ impl Engine {
 
     fn load_entry(&self, layout: &Path, entry: &Descriptor, events: &Events) -> Result<String, EngineError> {
         let cancel = Cancel::new();
-        let images = self.images(&cancel);
+        let images = self.images(&cancel)?;
         let resolved = images.resolve_layout(layout, Some(&entry.digest.to_string()), &Platform::host())?;
         let tree = events.step("loading layers", |step| images.unpack(&resolved.source, events, step))?;
         let manifest: Digest = resolved.source.manifest.parse().map_err(|e| EngineError::Internal(format!("{e}")))?;

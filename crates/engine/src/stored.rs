@@ -56,7 +56,7 @@ impl Engine {
         let name = names.first().cloned().unwrap_or_default();
         let events = Events::new(sink);
         let bundle = self.packed(self.stored(found.target)?)?;
-        let pusher = push::Pusher { net: self.net(), runtime: self.runtime(), store: self.store(), events: &events };
+        let pusher = push::Pusher { net: self.net(), runtime: self.runtime()?, store: self.store(), events: &events };
         events.step(&format!("pushing {name}"), |step| pusher.push(&name, &bundle, step))?;
         let digest = bundle.root().digest();
         if let Ok(reference) = name.parse::<Reference>() {

@@ -67,7 +67,7 @@ impl Engine {
 
     /// What is at an http or https address.
     pub fn download(&self, address: &str) -> Result<std::fs::File, EngineError> {
-        let file = self.runtime().block_on(crate::http::fetch(self.net().http()?, self.store(), address))?;
+        let file = self.runtime()?.block_on(crate::http::fetch(self.net().http()?, self.store(), address))?;
         let path = self.store().blob_path(file.digest);
         std::fs::File::open(&path).map_err(|error| EngineError::io("open", &path, error))
     }
