@@ -2,7 +2,7 @@
 
 use crate::lab;
 use std::fs;
-use xbuild_testkit::{Done, Lab, wait_until};
+use xbuild_testkit::{Done, Lab, monitors_of, wait_until};
 
 /// A container that stops when it is asked to.
 const WAITING: [&str; 3] = ["sh", "-c", "trap 'exit 23' TERM; echo up; while :; do sleep 0.05; done"];
@@ -65,7 +65,7 @@ fn a_killed_monitor_takes_its_container_along_and_is_noticed() {
     let token = lab.token();
     let id = start(&lab, "web", &[], &["sh", "-c", &format!("echo kept > /f; sleep {token} & exec sleep {token}")]);
     lab.wait_for_process(&token);
-    let monitor = process(&format!("xbuild-monitor {id}")).expect("there is a monitor");
+    let monitor = *monitors_of(&id).first().expect("there is a monitor");
     let monitor = rustix::process::Pid::from_raw(monitor).unwrap();
     rustix::process::kill_process(monitor, rustix::process::Signal::KILL).unwrap();
     wait_until("the container is seen to have ended", || ask(&lab, "web", "{{.State.Status}}") == "exited");

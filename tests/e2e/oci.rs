@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use xbuild_testkit::{Call, Lab, find, skip, wait_until};
+use xbuild_testkit::{Call, Lab, find, monitors_of, skip, wait_until};
 
 /// What a container's environment is made of, as text in sections.
 const PROBE: &str = include_str!("probe.sh");
@@ -231,17 +231,8 @@ fn a_container_of_another_runtime_ends_with_its_monitor() {
         .ok()
         .out();
     lab.wait_for_process(&token);
-    let monitor: Vec<i32> = fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| {
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            line.starts_with(format!("xbuild-monitor\0{id}").as_bytes())
-                .then(|| entry.file_name().to_string_lossy().parse().ok())?
-        })
-        .collect();
     // The supervisor is the younger one, and has to outlive the monitor for a moment.
-    let monitor = rustix::process::Pid::from_raw(*monitor.iter().min().expect("there is a monitor")).unwrap();
+    let monitor = rustix::process::Pid::from_raw(*monitors_of(&id).first().expect("there is a monitor")).unwrap();
     rustix::process::kill_process(monitor, rustix::process::Signal::KILL).unwrap();
     lab.assert_no_traces(&token);
     let state = lab.xbuild(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "web"]).ok().out();

@@ -125,8 +125,23 @@ impl Lab {
     }
 }
 
-/// Processes with `token` as an argument or `place` in one, and mounts below `place`.
+/// The processes that look after a container, the first of them the monitor.
+pub fn monitors_of(id: &str) -> Vec<i32> {
+    let called = format!("xb-{}\n", &id[..12]);
+    let processes = std::fs::read_dir("/proc").expect("/proc is there").flatten();
+    let ours =
+        processes.filter(|entry| std::fs::read(entry.path().join("comm")).is_ok_and(|it| it == called.as_bytes()));
+    let mut found: Vec<i32> = ours.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    found.sort_unstable();
+    found
+}
+
+/// Processes with `token` as an argument or `place` in one, those that look after the container `token`, and mounts
+/// below `place`.
 fn traces(place: &str, token: &str, found: &mut Vec<String>) {
+    if token.len() == 64 {
+        found.extend(monitors_of(token).iter().map(|process| format!("process {process}, the container's monitor")));
+    }
     for entry in std::fs::read_dir("/proc").expect("/proc is there").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.bytes().all(|b| b.is_ascii_digit()) {

@@ -18,6 +18,6 @@ pub use command::{Call, Done, Running, wait_until};
 pub use faults::{Fault, Journal, with_fault};
 pub use files::{FileServer, Reply};
 pub use image::{Entry, Image, Layer, Tree, entries, hex};
-pub use lab::Lab;
+pub use lab::{Lab, monitors_of};
 pub use registry::Registry;
 pub use skip::{find, missing, skip};
