@@ -1,6 +1,7 @@
 //! `start stop restart kill pause unpause wait rename rm update`.
 
 use super::limits::LimitFlags;
+use super::network::await_ports;
 use super::run::finish;
 use super::session::{self, Session};
 use super::{each, values};
@@ -168,6 +169,10 @@ fn begin(engine: &Engine, found: &Found) -> Result<()> {
     match connection.answer()? {
         Answer::Failed { message, code } => Err(ContainerError::Start { message, code }.into()),
         Answer::Refused(why) => bail!(why),
+        Answer::Started { pid } => {
+            await_ports(found, pid);
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

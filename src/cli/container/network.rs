@@ -15,7 +15,9 @@ use std::path::Path;
 use xbuild_engine::container::networks as asked;
 use xbuild_runner::container::config::{Container, Endpoint as Asked};
 use xbuild_runner::container::{ContainerError, Containers, Found, clock};
-use xbuild_runner::network::{Endpoint, NetworkError, NetworkRecord, Networks, NewNetwork, PortBinding, Protocol};
+use xbuild_runner::network::{
+    Endpoint, NetworkError, NetworkRecord, Networks, NewNetwork, PortBinding, Protocol, await_listeners,
+};
 
 /// Commands on networks.
 #[derive(Subcommand, Debug)]
@@ -341,6 +343,16 @@ fn prune(args: &PruneArgs, global: &Global) -> Result<Outcome> {
 fn networks_of(found: &Found) -> Result<Networks> {
     let containers = found.directory.parent().unwrap_or(Path::new("/"));
     Ok(Networks::open(containers.parent().unwrap_or(containers), clock::stamp)?)
+}
+
+/// How long a container that has just started may take to answer at its published ports before its start is reported.
+const PATIENCE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Waits for a moment until programs of a container that has just started listen at its published ports: scripts ask there
+/// as soon as they are told that it runs, and with engines that take longer to say so they are answered.
+pub(crate) fn await_ports(found: &Found, pid: u32) {
+    let ports = networks_of(found).map(|networks| networks.ports_of(&found.container.id));
+    await_listeners(pid, &ports.unwrap_or_default(), PATIENCE);
 }
 
 /// Published ports of a container that runs.

@@ -1,6 +1,7 @@
 //! `run` and `create`.
 
 use super::flags::CreateFlags;
+use super::network::await_ports;
 use super::session::{self, Ended, Session};
 use crate::cli::{Global, Outcome, report};
 use anyhow::{Context, Result, bail};
@@ -137,6 +138,7 @@ fn launch(
         match connection.answer()? {
             Answer::Failed { message, code } => return Err(ContainerError::Start { message, code }.into()),
             Answer::Refused(why) => bail!(why),
+            Answer::Started { pid } => await_ports(&found, pid),
             _ => {}
         }
     }
