@@ -222,6 +222,15 @@ pub enum MountSource {
         /// With the mounts below it.
         recursive: bool,
     },
+    /// A directory of the host, of which mounts made later on one side are seen on the other.
+    Propagated {
+        /// Host path.
+        path: PathBuf,
+        /// With the mounts below it.
+        recursive: bool,
+        /// `shared` or `slave` (from the host only); `rshared` or `rslave` for the mounts below it, too.
+        propagation: String,
+    },
     /// Directories laid over each other.
     Overlay {
         /// The topmost first.
@@ -274,6 +283,12 @@ impl fmt::Debug for MountSource {
                 .field("path", path)
                 .field("selector", selector)
                 .field("recursive", recursive)
+                .finish(),
+            MountSource::Propagated { path, recursive, propagation } => to
+                .debug_struct("Propagated")
+                .field("path", path)
+                .field("recursive", recursive)
+                .field("propagation", propagation)
                 .finish(),
             MountSource::Overlay { lower, scratch, selector } => to
                 .debug_struct("Overlay")

@@ -82,3 +82,33 @@ fn memory_is_empty_every_time() {
     assert_eq!(lab.xbuild(&["start", "-a", "web"]).ok().out(), "");
     lab.xbuild(&["run", "--read-only", "busybox", "touch", "/x"]).exits(1).says("Read-only");
 }
+
+/// Runs in a mount namespace of its own, where a directory is a shared mount.
+const PROPAGATION: &str = r#"
+mkdir d plain && mount -t tmpfs one d && mount --make-shared d
+for how in rslave rshared rprivate; do
+    "$0" run -d --name $how --network none --privileged -v "$PWD/d:/d:$how" busybox sleep 600 > /dev/null
+    mkdir d/$how && mount -t tmpfs two d/$how && echo seen > d/$how/f
+    "$0" exec $how cat /d/$how/f || echo unseen
+    "$0" exec $how sh -c "mkdir /d/back-$how && mount -t tmpfs three /d/back-$how"
+    grep -c " $PWD/d/back-$how " /proc/self/mountinfo
+    "$0" inspect --format '{{(index .Mounts 0).Propagation}}' $how
+    "$0" rm -f $how > /dev/null
+done
+"$0" run --rm --mount "type=bind,src=$PWD/plain,dst=/p,bind-propagation=rslave" busybox true 2>&1 || echo $?
+"#;
+
+#[test]
+fn mounts_are_passed_on_as_a_bind_says() {
+    let Some(lab) = lab(&["unshare", "mount"]) else { return };
+    lab.write("here", "");
+    let program = lab.program().to_str().unwrap();
+    let call = lab.tool("unshare", &["--mount", "sh", "-c", PROPAGATION, program]).env("XBUILD_ROOT", lab.root());
+    let said = call.run().out();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..3], ["seen", "0", "rslave"], "{said}");
+    assert_eq!(lines[3..6], ["seen", "1", "rshared"], "{said}");
+    assert_eq!(lines[6..9], ["unseen", "0", "rprivate"], "{said}");
+    assert!(lines[9].contains("but it is not a shared or slave mount"), "{said}");
+    assert_eq!(lines[10], "125", "{said}");
+}

@@ -223,6 +223,9 @@ pub struct MountRequest {
     /// Without the mounts below it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub non_recursive: bool,
+    /// How mounts made on one side are seen on the other, by the kernel's names; not at all when empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub propagation: String,
     /// Of a tmpfs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tmpfs_size: Option<u64>,

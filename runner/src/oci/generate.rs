@@ -153,6 +153,12 @@ fn own_mount(mount: &MountSpec) -> Result<Value, Failure> {
                 "destination": mount.destination, "type": "bind", "source": path, "options": [bind, "rprivate", write],
             }))
         }
+        MountSource::Propagated { path, recursive, propagation } => {
+            let bind = if *recursive { "rbind" } else { "bind" };
+            Ok(json!({
+                "destination": mount.destination, "type": "bind", "source": path, "options": [bind, propagation, write],
+            }))
+        }
         MountSource::Tmpfs { size, mode, noexec, options } => {
             let mut all = vec!["nosuid".to_owned(), "nodev".to_owned(), write.to_owned(), format!("mode={mode:o}")];
             all.extend(noexec.then(|| "noexec".to_owned()));
@@ -164,13 +170,26 @@ fn own_mount(mount: &MountSpec) -> Result<Value, Failure> {
     }
 }
 
+/// How far the root has to be cut off from the host: a runtime does so before it makes the mounts.
+fn root_propagation(spec: &Spec) -> &'static str {
+    let has = |name: &str| {
+        let is = |mount: &MountSpec| matches!(&mount.source, MountSource::Propagated { propagation, .. } if propagation.ends_with(name));
+        spec.mounts.iter().any(is)
+    };
+    match (has("shared"), has("slave")) {
+        (true, _) => "shared",
+        (false, true) => "slave",
+        (false, false) => "rprivate",
+    }
+}
+
 fn linux(spec: &Spec, privileges: &Privileges) -> Value {
     let mut linux = json!({
         "namespaces": namespaces(spec),
         "devices": spec.devices.iter().map(device).collect::<Vec<_>>(),
         "resources": resources(spec.cgroup.as_ref(), &device_rules(spec, privileges)),
         "sysctl": spec.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))).collect::<Map<_, _>>(),
-        "rootfsPropagation": "rprivate",
+        "rootfsPropagation": root_propagation(spec),
     });
     if let Some(group) = &spec.cgroup {
         linux["cgroupsPath"] = json!(format!("/{}/{}", group.parent.trim_matches('/'), group.name));

@@ -127,7 +127,7 @@ impl Options {
 }
 
 /// The bit of a propagation type, and whether it goes for mounts below, too.
-pub(super) fn propagation(name: &str) -> Option<(u64, bool)> {
+pub(crate) fn propagation(name: &str) -> Option<(u64, bool)> {
     PROPAGATION.iter().find(|(own, ..)| *own == name).map(|(_, flag, all)| (*flag, *all))
 }
 

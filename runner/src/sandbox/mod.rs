@@ -20,6 +20,7 @@ use crate::devices::DeviceControl;
 use crate::error::{During, Failure};
 use crate::protocol::{Frame, Leftovers, receive, send};
 use crate::spec::{DEFAULT_CAPABILITIES, Identity, Network, Privileges, Rlimit, Seccomp, Space, Spec};
+use mounts::Propagated;
 use program::Program;
 use resolve::Root;
 pub use rootfs::try_overlay;
@@ -111,7 +112,8 @@ pub(crate) fn show_files(spec: &Spec) -> Result<(), Failure> {
     let privileges = spec.security.privileges();
     let mut leftovers = Leftovers::default();
     let nodev = !privileges.all_devices;
-    let (root, _) = build_root(spec, &privileges, None, host_root.as_fd(), nodev, &nobody, &mut leftovers)?;
+    let (root, _) =
+        build_root(spec, &privileges, Outside::default(), host_root.as_fd(), nodev, &nobody, &mut leftovers)?;
     swap_root(&root, host_root)?;
     rustix::process::chroot(".").during(|| "change the root".to_owned())
 }
@@ -143,10 +145,11 @@ fn set_up(
     let shm = shared_memory(spec)?;
     new_namespaces(spec)?;
     let host_root = open_directory("/")?;
+    let outside = Outside { shm, propagated: mounts::take_hold(spec)? };
     // Nothing mounted from here on reaches the host, and nothing the host mounts reaches us.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during(|| "make the mounts private".to_owned())?;
-    let (root, terminal) = build_root(spec, &privileges, shm, host_root.as_fd(), nodev, &stdio[0], leftovers)?;
+    let (root, terminal) = build_root(spec, &privileges, outside, host_root.as_fd(), nodev, &stdio[0], leftovers)?;
     swap_root(&root, host_root)?;
     let user = resolve_user(spec, &root, &mut program)?;
     // By descriptor and after the swap, so that the directory is inside whatever its name is (CVE-2024-21626).
@@ -227,12 +230,21 @@ fn new_namespaces(spec: &Spec) -> Result<(), Failure> {
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the host name".to_owned())
 }
 
+/// What was taken hold of before the mounts were cut off from the host's.
+#[derive(Debug, Default)]
+struct Outside {
+    /// Somebody else's `/dev/shm`.
+    shm: Option<OwnedFd>,
+    /// The mounts of the request that stay connected with the host's, by their places in it.
+    propagated: Propagated,
+}
+
 /// Mounts the root file system and everything over it, in the new mount namespace; gives it, and the terminal if the
 /// request wants one. `nodev` if nothing else keeps devices shut.
 fn build_root(
     spec: &Spec,
     privileges: &Privileges,
-    shm: Option<OwnedFd>,
+    outside: Outside,
     host_root: BorrowedFd<'_>,
     nodev: bool,
     console_socket: &OwnedFd,
@@ -247,7 +259,7 @@ fn build_root(
     // Over the host's root directory: a place that exists everywhere and that no path of ours leads through.
     rootfs::attach(tree.as_fd(), host_root).during(|| "attach the root file system".to_owned())?;
     let root = Root::new(tree)?;
-    let system = system::mount_system(&root, spec, privileges, shm)?;
+    let system = system::mount_system(&root, spec, privileges, outside.shm)?;
     let terminal = match spec.console {
         None => None,
         Some(size) => {
@@ -256,7 +268,7 @@ fn build_root(
             Some(terminal)
         }
     };
-    mounts::mount_all(&root, spec, nodev, &mut staging, leftovers)?;
+    mounts::mount_all(&root, spec, outside.propagated, nodev, &mut staging, leftovers)?;
     // Last, so that no mount of the request lies over a mask.
     if privileges.masked {
         system::mask(&system, &mut staging)?;

@@ -6,19 +6,57 @@ use super::staging::Staging;
 use crate::error::{During, Failure};
 use crate::protocol::Leftovers;
 use crate::spec::{MountSource, MountSpec, Spec};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, fstatfs};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, StatxFlags, Uid, chmodat, chownat, fstatfs};
 use rustix::mount::MountAttrFlags;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use xbuild_sys::MountFlags;
+use xbuild_sys::{MountChange, MountFlags};
+
+/// Detached mounts of a request that stay connected with the host's, by their places in it.
+pub(crate) type Propagated = BTreeMap<usize, OwnedFd>;
 
 const PROC_MAGIC: u64 = 0x9fa0;
+
+/// Clones what is to stay connected with the host's mounts. To be called in the new mount namespace, before it is cut off.
+pub(crate) fn take_hold(spec: &Spec) -> Result<Propagated, Failure> {
+    let mut held = Propagated::new();
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        if let MountSource::Propagated { path, recursive, propagation } = &mount.source {
+            check_connected(path, propagation.ends_with("shared"))?;
+            let tree = clone_tree(open_host(path)?.as_fd(), *recursive);
+            held.insert(index, tree.during(|| format!("prepare the mount `{}`", mount.destination))?);
+        }
+    }
+    Ok(held)
+}
+
+/// Refuses, in docker's words, a source whose mount passes nothing on.
+fn check_connected(path: &Path, both_ways: bool) -> Result<(), Failure> {
+    let step = || format!("look for the mount of `{}`", path.display());
+    let mount = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).during(step)?.stx_mnt_id;
+    let all = std::fs::read_to_string("/proc/self/mountinfo").during(step)?;
+    // See proc_pid_mountinfo(5): optional fields stand before a lone dash.
+    let line = all.lines().find(|line| line.split(' ').next().and_then(|id| id.parse().ok()) == Some(mount));
+    let fields: Vec<&str> = line.unwrap_or_default().split(' ').take_while(|field| *field != "-").collect();
+    let has = |kind: &str| fields.iter().skip(6).any(|field| field.starts_with(kind));
+    let (connected, wanted) = match both_ways {
+        true => (has("shared:"), "a shared"),
+        false => (has("shared:") || has("master:"), "a shared or slave"),
+    };
+    if connected {
+        return Ok(());
+    }
+    let on = fields.get(4).unwrap_or(&"/");
+    Err(Failure::Refused(format!("path {} is mounted on {on} but it is not {wanted} mount", path.display())))
+}
 
 /// Mounts what `spec` lists, after the files the engine itself lays over the image. With `nodev`, device nodes in them
 /// cannot be opened.
 pub(crate) fn mount_all(
     root: &Root,
     spec: &Spec,
+    mut held: Propagated,
     nodev: bool,
     staging: &mut Staging,
     leftovers: &mut Leftovers,
@@ -30,8 +68,11 @@ pub(crate) fn mount_all(
             place(root, path, file, MountFlags { readonly: true, ..all }, leftovers)?;
         }
     }
-    for mount in &spec.mounts {
-        let tree = detached(mount, staging)?;
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        let tree = match held.remove(&index) {
+            Some(tree) => connected(mount, tree)?,
+            None => detached(mount, staging)?,
+        };
         place(root, &mount.destination, tree, MountFlags { readonly: mount.readonly, ..all }, leftovers)?;
     }
     Ok(())
@@ -54,12 +95,27 @@ fn place(root: &Root, path: &str, tree: OwnedFd, flags: MountFlags, leftovers: &
     attach(tree.as_fd(), target.as_fd()).during(|| format!("mount `{path}`"))
 }
 
+/// Lets a mount that was taken hold of pass on what the request says.
+fn connected(mount: &MountSpec, tree: OwnedFd) -> Result<OwnedFd, Failure> {
+    if let MountSource::Propagated { propagation, .. } = &mount.source {
+        let (flag, all) = crate::oci::propagation(propagation)
+            .ok_or_else(|| Failure::Refused(format!("`{propagation}` is not a propagation type")))?;
+        let change = MountChange { propagation: flag, ..MountChange::default() };
+        xbuild_sys::change_mount(tree.as_fd(), change, all).during(|| format!("connect `{}`", mount.destination))?;
+    }
+    Ok(tree)
+}
+
 fn detached(mount: &MountSpec, staging: &mut Staging) -> Result<OwnedFd, Failure> {
     let label = || format!("prepare the mount `{}`", mount.destination);
     match &mount.source {
         MountSource::Bind { path, selector, recursive } => {
             let source = select(open_host(path)?.as_fd(), selector)?;
             clone_tree(source.as_fd(), *recursive).during(label)
+        }
+        // Nobody took hold of it: a look at the files only.
+        MountSource::Propagated { path, recursive, .. } => {
+            clone_tree(open_host(path)?.as_fd(), *recursive).during(label)
         }
         MountSource::Overlay { lower, scratch, selector } => {
             let writable =

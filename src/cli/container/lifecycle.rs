@@ -103,8 +103,8 @@ pub(crate) struct UpdateArgs {
     containers: Vec<String>,
 }
 
-/// The time that a monitor may take to let go of a container that has ended.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time that a monitor may take to let go of a container that has ended: unmounting writes out what the file system has in memory.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Seconds until a container is killed when nothing else is said.
 const STOP_TIMEOUT: i64 = 10;
 

@@ -168,6 +168,9 @@ fn source(text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
+/// How mounts of the host and the container can be connected.
+const PROPAGATION: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
+
 /// `-v`.
 pub(crate) fn volume(text: &str) -> Result<MountRequest> {
     let (from, target, options) = volume_parts(text)?;
@@ -186,9 +189,9 @@ pub(crate) fn volume(text: &str) -> Result<MountRequest> {
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => mount.read_only = true,
-            "rw" | "z" | "Z" | "rprivate" | "private" | "cached" | "delegated" | "consistent" => {}
+            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             "nocopy" if !bind => mount.no_copy = true,
-            "shared" | "slave" | "rshared" | "rslave" => bail!("mount propagation `{option}` is not supported"),
+            _ if bind && PROPAGATION.contains(&option) => mount.propagation = option.to_owned(),
             _ => bail!("invalid mode: {option}"),
         }
     }
@@ -230,9 +233,12 @@ pub(crate) fn mount(text: &str) -> Result<MountRequest> {
                 mount.tmpfs_mode = Some(mode.map_err(|_| anyhow!("invalid value for tmpfs-mode: {field}"))?);
             }
             "consistency" => {}
-            "bind-propagation" if matches!(value, Some("private" | "rprivate")) => {}
+            "bind-propagation" if value.is_some_and(|value| PROPAGATION.contains(&value)) => {
+                mount.propagation = given()?.to_owned();
+            }
+            "bind-propagation" => bail!("invalid propagation value: {}", given()?),
             "volume-driver" if value == Some("local") => {}
-            "bind-propagation" | "volume-driver" | "volume-opt" | "volume-subpath" => {
+            "volume-driver" | "volume-opt" | "volume-subpath" => {
                 bail!("--mount: `{field}` is not supported")
             }
             _ => bail!("unexpected key '{key}' in '{field}'"),

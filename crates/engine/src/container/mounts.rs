@@ -97,7 +97,7 @@ fn mount(engine: &Engine, one: &MountRequest, destination: String) -> Result<Mou
             destination,
             mode: mode.to_owned(),
             rw: !one.read_only,
-            propagation: "rprivate".to_owned(),
+            propagation: if one.propagation.is_empty() { "rprivate".to_owned() } else { one.propagation.clone() },
             non_recursive: one.non_recursive,
             ..Mount::default()
         });

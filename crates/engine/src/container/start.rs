@@ -200,15 +200,12 @@ impl Engine {
         }
         let mut asked = Vec::new();
         for mount in &found.container.mounts {
-            asked.push(MountSpec {
-                source: MountSource::Bind {
-                    path: self.source_of(mount)?,
-                    selector: String::new(),
-                    recursive: mount.kind == "bind" && !mount.non_recursive,
-                },
-                destination: mount.destination.clone(),
-                readonly: !mount.rw,
-            });
+            let (path, recursive) = (self.source_of(mount)?, mount.kind == "bind" && !mount.non_recursive);
+            let source = match mount.propagation.as_str() {
+                "" | "private" | "rprivate" => MountSource::Bind { path, selector: String::new(), recursive },
+                other => MountSource::Propagated { path, recursive, propagation: other.to_owned() },
+            };
+            asked.push(MountSpec { source, destination: mount.destination.clone(), readonly: !mount.rw });
         }
         for (target, options) in &host.tmpfs {
             asked.push(tmpfs(target, options)?);
