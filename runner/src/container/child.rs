@@ -159,7 +159,11 @@ impl Child {
             Task::Container(spec) => spec.console.is_some(),
             Task::Process(_, request) => request.console.is_some(),
         };
-        let (streams, theirs) = Streams::new(home, input, terminal)?;
+        let (mut streams, theirs) = Streams::new(home, Input::Pipe, terminal)?;
+        if input == Input::Nothing {
+            // An end at once, not the host's `/dev/null`: crun makes the container's user the owner of what it is given.
+            streams.stdin = None;
+        }
         let mut child = Child::fork(&Space::Host, streams, |session| external.supervise(session, theirs, task))?;
         child.supervised = true;
         Ok(child)
