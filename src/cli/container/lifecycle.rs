@@ -103,14 +103,16 @@ pub(crate) struct UpdateArgs {
     containers: Vec<String>,
 }
 
-/// The time that a monitor may take to let go of a container that has ended: unmounting writes out what the file system has in memory.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The time that a monitor may take to begin or to stop listening.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The time that it may take to let go of a container that has ended: unmounting writes out what the file system has in memory.
+const CLEARING: Duration = Duration::from_secs(120);
 /// Seconds until a container is killed when nothing else is said.
 const STOP_TIMEOUT: i64 = 10;
 
 /// The right to change a container; `None` when it runs.
 pub(crate) fn lock_idle(containers: &Containers, id: &str) -> Result<Option<Lock>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + CLEARING;
     loop {
         if let Some(lock) = containers.try_lock(id)? {
             return Ok(Some(lock));
