@@ -103,6 +103,29 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
     Ok(db)
 }
 
+/// A log that is read in no time when the index is opened, in bytes.
+const SHORT_LOG: u64 = 128 << 10;
+
+/// Whether opening the index takes long because of its log, all of which is read first if nobody has the index open.
+pub(crate) fn has_long_log(path: &Path) -> bool {
+    std::fs::metadata(path.with_extension("db-wal")).is_ok_and(|log| log.len() > SHORT_LOG)
+}
+
+/// Moves what is logged into the index. Others may go on meanwhile, and then some of it may stay for the next time.
+pub(crate) fn shorten_log(db: &Connection) -> rusqlite::Result<()> {
+    // What takes time first, which hinders nobody; then the rest and the cut, for which writers wait.
+    for how in ["PASSIVE", "TRUNCATE"] {
+        db.busy_timeout(Duration::from_millis(50))?;
+        let done = db.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |_| Ok(()));
+        db.busy_timeout(PATIENCE)?;
+        match done {
+            Err(error) if is_busy(&error) => return Ok(()),
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
 /// Has changes logged before they are made. A new index becomes such a one by a lock that SQLite does not wait for,
 /// whatever the timeout, and processes that come first come together.
 fn write_ahead(db: &Connection) -> rusqlite::Result<()> {

@@ -208,10 +208,13 @@ impl Store {
         self.trash.put(path)
     }
 
-    /// Frees what is in the trash and what dead sessions left. Slow; not for the build path.
+    /// Frees what is in the trash and what dead sessions left, and shortens the index' log. Slow; not for the build path.
     pub fn sweep(&self) -> Result<(), StoreError> {
         if free_leftovers(&self.root)?.of_dead {
             self.discard_orphans()?;
+        }
+        if index::has_long_log(&index_path(&self.root)) {
+            index::shorten_log(&self.db())?;
         }
         Ok(())
     }
@@ -246,7 +249,7 @@ impl Store {
         let some = |folder| {
             fs::read_dir(self.root.join(folder)).is_ok_and(|d| d.flatten().any(|e| e.file_name() != *self.owner))
         };
-        some("trash") || some("staging")
+        some("trash") || some("staging") || index::has_long_log(&index_path(&self.root))
     }
 
     pub(crate) fn session_is_live(&self, owner: &str) -> Result<bool, StoreError> {
@@ -309,10 +312,14 @@ fn check_owner(root: &Path, format: &io::Result<String>) -> Result<(), StoreErro
     }
 }
 
+fn index_path(root: &Path) -> PathBuf {
+    root.join("index.db")
+}
+
 /// Opens the index. Where there is no room for that, rubbish is freed first: nothing can be pruned before.
 fn open_index(root: &Path, epoch: &str) -> Result<Connection, StoreError> {
     use rusqlite::ErrorCode::{CannotOpen, SystemIoFailure};
-    let path = root.join("index.db");
+    let path = index_path(root);
     let error = match index::open(&path, epoch) {
         Ok(db) => return Ok(db),
         Err(error) => error,

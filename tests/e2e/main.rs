@@ -3,6 +3,7 @@
 //! Each test has a [`Lab`]: a store with `busybox` and a home of its own. Nothing is reached but loopback.
 
 mod cache;
+mod calls;
 mod containers;
 mod contexts;
 mod copying;

@@ -6,6 +6,7 @@
 //! vertices that use them, so a graph made here has no cycles.
 
 mod encode;
+pub mod llb;
 mod op;
 mod platform;
 

@@ -6,11 +6,13 @@ use super::monitor::{MONITOR_NAME, NETWORKED};
 use super::wire::{self, Answer, Request, Tag};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 type Result<T> = std::result::Result<T, ContainerError>;
 
@@ -36,40 +38,52 @@ pub enum Event {
 #[derive(Debug)]
 pub struct IdleMonitor {
     socket: OwnedFd,
-    process: Child,
+    /// Starting a program stops the thread that does it until the program has begun.
+    starter: JoinHandle<io::Result<Child>>,
 }
 
 impl IdleMonitor {
     /// Starts one. With `networked` it makes a network namespace, which its container is going to need.
     pub fn start(networked: bool) -> Result<IdleMonitor> {
-        let at = |source| ContainerError::Io { action: "start a monitor by", path: "/proc/self/exe".into(), source };
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(|error| at(error.into()))?;
-        let program = crate::launcher::own_program().map_err(at)?;
-        let process = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-            .arg0(MONITOR_NAME)
-            .args(networked.then_some(NETWORKED))
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(at)?;
-        Ok(IdleMonitor { socket, process })
+            .map_err(|error| not_started(error.into()))?;
+        let starter = std::thread::Builder::new()
+            .name("monitor".to_owned())
+            .spawn(move || spawn(theirs, networked))
+            .map_err(not_started)?;
+        Ok(IdleMonitor { socket, starter })
     }
 
     /// Has it look after the container in `directory`; it takes the lock over and waits for its first request.
-    pub fn take(mut self, directory: &Path, name: &str, lock: Lock) -> Result<Connection> {
+    pub fn take(self, directory: &Path, name: &str, lock: Lock) -> Result<Connection> {
         const ACTION: &str = "start the monitor in";
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(directory, flags, Mode::empty()).at(ACTION, directory)?;
         let lock = lock.into_file();
+        let started = self.starter.join().unwrap_or_else(|_| Err(io::Error::other("a thread died")));
+        let mut process = started.map_err(not_started)?;
         crate::descriptors::send(self.socket.as_fd(), &[opened.as_fd(), lock.as_fd()]).at(ACTION, directory)?;
         // It forks once more to be nobody's child; what stays here ends at once.
-        self.process.wait().at(ACTION, directory)?;
+        process.wait().at(ACTION, directory)?;
         Ok(Connection { socket: Arc::new(self.socket), name: name.to_owned() })
     }
+}
+
+fn spawn(stdin: OwnedFd, networked: bool) -> io::Result<Child> {
+    let program = crate::launcher::own_program()?;
+    Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0(MONITOR_NAME)
+        .args(networked.then_some(NETWORKED))
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(stdin))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+fn not_started(source: io::Error) -> ContainerError {
+    ContainerError::Io { action: "start a monitor by", path: "/proc/self/exe".into(), source }
 }
 
 impl Connection {
@@ -146,7 +160,7 @@ impl Connection {
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
     }
 
-    fn gone(&self, _: &std::io::Error) -> ContainerError {
+    fn gone(&self, _: &io::Error) -> ContainerError {
         ContainerError::MonitorGone(self.name.clone())
     }
 }

@@ -4,7 +4,7 @@ use super::config::Container;
 use super::error::{At, ContainerError};
 use super::state::{State, Status};
 use super::{clock, events};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
@@ -13,6 +13,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 type Result<T> = std::result::Result<T, ContainerError>;
+
+/// Name of the file that says what has become of a container.
+const STATE: &str = "state.json";
 
 /// All containers of a store.
 #[derive(Clone, Debug)]
@@ -80,7 +83,6 @@ impl Containers {
         fs::DirBuilder::new().mode(0o700).create(&staged).at("make", &staged)?;
         let done = (|| {
             write_json(&staged.join("config.json"), container)?;
-            write_json(&staged.join("state.json"), &State::default())?;
             File::create(staged.join("lock")).at("make", &staged)?;
             prepare(&staged)?;
             let _names = self.names()?;
@@ -223,12 +225,12 @@ impl Containers {
             other => other,
         };
         let container: Container = read_json(&directory.join("config.json")).map_err(gone)?;
-        let mut state: State = read_json(&directory.join("state.json")).map_err(gone)?;
+        let mut state = read_state(&directory).map_err(gone)?;
         if state.status.is_alive()
             && let Some(_lock) = self.try_lock(id)?
         {
             // Nobody looks after it; but its monitor may have ended in order since the state was read.
-            state = read_json(&directory.join("state.json")).map_err(gone)?;
+            state = read_state(&directory).map_err(gone)?;
             if state.status.is_alive() {
                 bury(&directory, &container, &mut state)?;
             }
@@ -287,7 +289,36 @@ fn bury(directory: &Path, container: &Container, state: &mut State) -> Result<()
     state.pid = 0;
     state.error = "the container's monitor was killed, and its processes with it".to_owned();
     state.finished_at = clock::stamp();
-    write_json(&directory.join("state.json"), state)
+    write_state(directory, state)
+}
+
+/// What has become of the container in a directory: nothing yet if nobody has written it down.
+pub(super) fn read_state(directory: &Path) -> Result<State> {
+    let path = directory.join(STATE);
+    match fs::read(&path) {
+        // A file without bytes is what a machine that lost its power leaves of one that was not on its disk yet.
+        Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => {
+            let error = "the machine stopped before its end was written down".to_owned();
+            Ok(State { status: Status::Exited, exit_code: 255, error, ..State::default() })
+        }
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| ContainerError::Damaged { path, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => Ok(State::default()),
+        Err(error) => Err(error).at("read", &path),
+    }
+}
+
+/// Writes down what has become of the container in a directory, which appears whole.
+///
+/// The old file and the new one change places and the old one is removed then: where a file is renamed over another one, file
+/// systems write its bytes to the disk at once, and whoever removes it next waits for that.
+pub(super) fn write_state(directory: &Path, state: &State) -> Result<()> {
+    let path = directory.join(STATE);
+    let part = write_part(&path, state)?;
+    match rustix::fs::renameat_with(CWD, &part, CWD, &path, RenameFlags::EXCHANGE) {
+        Ok(()) => fs::remove_file(&part).at("remove", &part),
+        // There is no old one, or the file system cannot.
+        Err(_) => fs::rename(&part, &path).at("write", &path),
+    }
 }
 
 /// Whether the text has the form of an id.
@@ -311,13 +342,19 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Writes a JSON file that appears whole.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let part = write_part(path, value)?;
+    fs::rename(&part, path).at("write", path)
+}
+
+/// Writes a JSON file beside the one that it is going to be.
+fn write_part<T: Serialize>(path: &Path, value: &T) -> Result<PathBuf> {
     let bytes =
         serde_json::to_vec(value).map_err(|source| ContainerError::Damaged { path: path.to_owned(), source })?;
     let part = path.with_extension(format!("part-{}", std::process::id()));
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part).at("write", &part)?;
     file.write_all(&bytes).at("write", &part)?;
-    fs::rename(&part, path).at("write", path)
+    Ok(part)
 }
 
 #[cfg(test)]
@@ -372,7 +409,7 @@ mod tests {
         let one = container('1', "web");
         let directory = all.create(&one, &nothing).unwrap();
         let running = State { status: Status::Running, pid: 7, ..State::default() };
-        write_json(&directory.join("state.json"), &running).unwrap();
+        write_state(&directory, &running).unwrap();
         let lock = all.try_lock(&one.id).unwrap().unwrap();
         assert_eq!(all.read(&one.id).unwrap().state, running);
         assert!(all.try_lock(&one.id).unwrap().is_none());

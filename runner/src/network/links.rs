@@ -21,6 +21,8 @@ const LINK_MASTER: u16 = 10;
 const LINK_INFO: u16 = 18;
 const LINK_FAMILIES: u16 = 26;
 const LINK_NAMESPACE: u16 = 28;
+const LINK_SEND_QUEUES: u16 = 31;
+const LINK_RECEIVE_QUEUES: u16 = 32;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const VETH_PEER: u16 = 1;
@@ -86,10 +88,13 @@ impl Links {
     /// Makes a pair: `name` here and the peer elsewhere, both down.
     pub(super) fn add_pair(&mut self, name: &str, peer: &Peer<'_>, mtu: u32) -> Result<(), Errno> {
         let mut message = Message::new(NEW_LINK, REQUEST | ACK | CREATE | EXCL, &link_header(0, 0, 0));
-        message.text(LINK_NAME, name).u32(LINK_MTU, mtu).nest(LINK_INFO, |info| {
+        // As many queues as are used anyway: the kernel makes one for each processor, and waits for all of them to take them down.
+        message.text(LINK_NAME, name).u32(LINK_MTU, mtu).u32(LINK_SEND_QUEUES, 1).u32(LINK_RECEIVE_QUEUES, 1);
+        message.nest(LINK_INFO, |info| {
             info.text(INFO_KIND, "veth").nest(INFO_DATA, |data| {
                 data.nest(VETH_PEER, |end| {
                     end.raw(&link_header(0, 0, 0)).text(LINK_NAME, peer.name).u32(LINK_MTU, mtu);
+                    end.u32(LINK_SEND_QUEUES, 1).u32(LINK_RECEIVE_QUEUES, 1);
                     end.u32(LINK_NAMESPACE, peer.namespace.as_raw_fd().cast_unsigned());
                     if let Some(mac) = peer.mac {
                         end.attr(LINK_ADDRESS, &mac);

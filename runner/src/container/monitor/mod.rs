@@ -13,7 +13,7 @@ use super::clock;
 use super::config::Container;
 use super::events::Journal;
 use super::external::{self, External};
-use super::files::{Containers, read_json, write_json};
+use super::files::{Containers, read_json, read_state, write_state};
 use super::log::LogWriter;
 use super::policy::{Backoff, Check};
 use super::state::State;
@@ -92,7 +92,7 @@ fn serve(networked: bool) -> io::Result<()> {
     let directory = std::env::current_dir()?;
     name_after(&directory);
     let container: Container = read_json(Path::new("config.json")).map_err(io::Error::other)?;
-    let state: State = read_json(Path::new("state.json")).map_err(io::Error::other)?;
+    let state = read_state(Path::new(".")).map_err(io::Error::other)?;
     let root = directory.parent().map(Path::to_owned).unwrap_or_default();
     let containers = Containers::of(root.parent().unwrap_or(&root));
     let external = external::of(&container, &directory);
@@ -360,7 +360,7 @@ impl Monitor {
 
     fn write_state(&self) {
         // Nobody is there who could be told; readers see the last state that could be written.
-        let _ = write_json(Path::new("state.json"), &self.state);
+        let _ = write_state(Path::new("."), &self.state);
     }
 
     fn tell_of_networks(&self, action: &str, endpoints: &[Endpoint]) {

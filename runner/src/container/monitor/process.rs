@@ -234,10 +234,6 @@ impl Monitor {
     pub(super) fn leave(&mut self, last: &Answer, mounts: Option<OwnedFd>) {
         let failed = matches!(last, Answer::Failed { .. });
         self.restart_at = None;
-        // Before the socket goes: whoever finds it gone looks here.
-        self.write_state();
-        self.listener = None;
-        let _ = std::fs::remove_file("socket");
         if let Some(network) = self.network.take() {
             // What cannot be removed does not count any more, and goes with the next change.
             self.tell_of_networks("disconnect", &network.detach().unwrap_or_default());
@@ -245,6 +241,12 @@ impl Monitor {
         // Nobody is there who could be told of a failure; `rm` can be tried again.
         let removes = self.container.host_config.auto_remove;
         let gone = removes.then(|| removal::forget(&self.containers, &self.container, true)).and_then(Result::ok);
+        self.listener = None;
+        if gone.is_none() {
+            // Before the socket goes: whoever finds it gone looks there.
+            self.write_state();
+            let _ = std::fs::remove_file("socket");
+        }
         if failed {
             for client in self.clients.values_mut() {
                 client.say(last);
