@@ -17,6 +17,7 @@ CREATE TABLE trees (
   flat TEXT,                      -- name in trees/ of a directory with this tree and all below, if one was made
   chain_id BLOB UNIQUE,           -- OCI chain ID, once known
   diff_id BLOB,                   -- OCI diff ID of this layer, once known
+  tar_size INTEGER,               -- bytes of the tar with that digest, once made
   changes BLOB,                   -- digest of what this layer changes, where it is known without reading it
   content BLOB,                   -- digest of the changes and of what is below, once known
   size INTEGER,                   -- bytes on disk, once counted
@@ -58,10 +59,11 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ";
 
 /// What makes the next version of each one, from 1 on.
-const UPGRADES: [&str; 2] = [
+const UPGRADES: [&str; 3] = [
     // Digests of contents are made of other things since.
     "ALTER TABLE trees ADD COLUMN changes BLOB; UPDATE trees SET content=NULL; UPDATE records SET result_key=NULL;",
     "ALTER TABLE trees ADD COLUMN flat TEXT;",
+    "ALTER TABLE trees ADD COLUMN tar_size INTEGER;",
 ];
 
 /// How long other processes are waited for.

@@ -43,6 +43,8 @@ pub struct Tree {
     pub(crate) flat: Option<PathBuf>,
     /// Digest of the layer's tar, once made.
     pub diff_id: Option<Digest>,
+    /// Bytes of the layer's tar, once made.
+    pub tar_size: Option<u64>,
     /// Chain ID, once the diff IDs up to here are known.
     pub chain_id: Option<Digest>,
     /// Digest of what this layer changes, where it is known without reading it.
@@ -78,7 +80,7 @@ pub struct NewTree {
 /// each of them.
 const MOST_DIRS: usize = 128;
 
-const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, changes, content, created, flat";
+const COLUMNS: &str = "id, parent, dirs, diff_id, chain_id, changes, content, created, flat, tar_size";
 
 impl Store {
     /// Publishes the directory `fs` inside `staging` as a layer. With `None` the layer has no files.
@@ -216,8 +218,8 @@ impl Store {
         Ok(query.query_row(params![chain_id.as_bytes(), now_ms()], |row| row.get(0).map(TreeId)).optional()?)
     }
 
-    /// Remembers the diff ID of a layer, and the chain ID where it follows.
-    pub fn set_diff_id(&self, id: TreeId, diff_id: Digest) -> Result<(), StoreError> {
+    /// Remembers digest and size of a layer's tar, and the chain ID where it follows.
+    pub fn set_tar(&self, id: TreeId, diff_id: Digest, size: u64) -> Result<(), StoreError> {
         let tree = self.tree(id)?;
         let below = match tree.parent {
             TreeId::EMPTY => None,
@@ -229,7 +231,8 @@ impl Store {
         };
         let db = self.db();
         // Another tree may have the same chain already: then this one stays without.
-        db.execute("UPDATE trees SET diff_id=?2 WHERE id=?1", params![id.0, diff_id.as_bytes()])?;
+        let known = params![id.0, diff_id.as_bytes(), size as i64];
+        db.execute("UPDATE trees SET diff_id=?2, tar_size=?3 WHERE id=?1", known)?;
         db.execute("UPDATE OR IGNORE trees SET chain_id=?2 WHERE id=?1", params![id.0, bytes(chain_id)])?;
         Ok(())
     }
@@ -254,6 +257,7 @@ impl Store {
             created: row.get(7)?,
             marks: self.marks(),
             flat: row.get::<_, Option<String>>(8)?.map(|name| place(&name)),
+            tar_size: row.get::<_, Option<i64>>(9)?.map(|size| size as u64),
         })
     }
 }

@@ -165,6 +165,29 @@ fn chains_are_read_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_sweep_shortens_a_long_log() {
+    let (dir, store) = store();
+    let log = || fs::metadata(dir.path().join("root/index.db-wal")).unwrap().len();
+    for n in 0..60 {
+        record(&store, n, tree(&store, None, &n.to_string()));
+    }
+    assert!(log() > 256 << 10, "{}", log());
+    assert!(store.needs_sweep());
+    store.sweep().unwrap();
+    assert_eq!(log(), 0);
+    assert!(!store.needs_sweep());
+    // It cannot be cut while somebody reads, and that is no error.
+    let reader = rusqlite::Connection::open(dir.path().join("root/index.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT * FROM records;").unwrap();
+    for n in 60..120 {
+        record(&store, n, tree(&store, None, &n.to_string()));
+    }
+    store.sweep().unwrap();
+    assert!(log() > 0);
+    assert!(store.find_record(&[100; 32]).unwrap().is_some());
+}
+
+#[test]
 fn an_index_of_the_version_before_is_taken_over() {
     let (dir, store) = store();
     let made = tree(&store, None, "old");
@@ -172,7 +195,8 @@ fn an_index_of_the_version_before_is_taken_over() {
     drop(store);
     let db = rusqlite::Connection::open(dir.path().join("root/index.db")).unwrap();
     db.execute_batch(
-        "ALTER TABLE trees DROP COLUMN changes; ALTER TABLE trees DROP COLUMN flat; PRAGMA user_version=1;",
+        "ALTER TABLE trees DROP COLUMN changes; ALTER TABLE trees DROP COLUMN flat;
+         ALTER TABLE trees DROP COLUMN tar_size; PRAGMA user_version=1;",
     )
     .unwrap();
     drop(db);

@@ -62,25 +62,6 @@ pub fn prepare(
     done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_values().collect()
 }
 
-/// The diff ID of a layer, made by hashing its tar if it is not known.
-pub fn diff_id(
-    store: &Store,
-    tar: &dyn LayerTar,
-    layer: &Tree,
-    clamp: Option<i64>,
-) -> Result<(Digest, Option<u64>), ExportError> {
-    if let (Some(known), None) = (layer.diff_id, clamp) {
-        return Ok((known, None));
-    }
-    let mut hash = Sha256Writer::new(io::sink());
-    write(tar, layer, clamp, &mut hash)?;
-    let (_, diff_id, size) = hash.finish();
-    if clamp.is_none() {
-        store.set_diff_id(layer.id, diff_id)?;
-    }
-    Ok((diff_id, Some(size)))
-}
-
 fn one(store: &Store, tar: &dyn LayerTar, layer: &Tree, options: LayerOptions) -> Result<Layer, ExportError> {
     if let (Some(diff_id), None) = (layer.diff_id, options.clamp)
         && let Some((packing, digest, size)) = existing(store, diff_id, options)?
@@ -94,10 +75,10 @@ fn one(store: &Store, tar: &dyn LayerTar, layer: &Tree, options: LayerOptions) -
     let mut blob = PackWriter::new(store.write_blob()?, options.packing);
     let mut hash = Sha256Writer::new(&mut blob);
     write(tar, layer, options.clamp, &mut hash)?;
-    let (_, diff_id, _) = hash.finish();
+    let (_, diff_id, tar_size) = hash.finish();
     let (digest, size) = blob.finish().map_err(failed(layer))?.finish(None)?;
     if options.clamp.is_none() {
-        store.set_diff_id(layer.id, diff_id)?;
+        store.set_tar(layer.id, diff_id, tar_size)?;
     }
     store.remember_packing(diff_id, options.packing, digest, size)?;
     let descriptor = describe(name_of(options.packing), options.oci, digest, size);
@@ -106,13 +87,16 @@ fn one(store: &Store, tar: &dyn LayerTar, layer: &Tree, options: LayerOptions) -
 
 /// An uncompressed layer is not stored: it is written from its tree when its bytes are wanted.
 fn plain(store: &Store, tar: &dyn LayerTar, layer: &Tree, options: LayerOptions) -> Result<Layer, ExportError> {
-    let (diff_id, size) = diff_id(store, tar, layer, options.clamp)?;
-    let size = match size {
-        Some(size) => size,
-        None => {
-            let mut count = Count(0);
-            write(tar, layer, options.clamp, &mut count)?;
-            count.0
+    let (diff_id, size) = match (layer.diff_id, layer.tar_size, options.clamp) {
+        (Some(diff_id), Some(size), None) => (diff_id, size),
+        _ => {
+            let mut hash = Sha256Writer::new(io::sink());
+            write(tar, layer, options.clamp, &mut hash)?;
+            let (_, diff_id, size) = hash.finish();
+            if options.clamp.is_none() {
+                store.set_tar(layer.id, diff_id, size)?;
+            }
+            (diff_id, size)
         }
     };
     let descriptor = describe("uncompressed", options.oci, diff_id, size);
@@ -168,14 +152,45 @@ fn failed(layer: &Tree) -> impl FnOnce(io::Error) -> ExportError + use<> {
     move |source| ExportError::Layer { tree, source }
 }
 
-struct Count(u64);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xbuild_cache::{NewTree, Packing};
 
-impl Write for Count {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len() as u64;
-        Ok(bytes.len())
+    /// A layer's tar that tells how often it was written.
+    struct Counted(AtomicUsize);
+
+    impl LayerTar for Counted {
+        fn write_layer(&self, _: &Tree, clamp: Option<i64>, out: &mut dyn Write) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            out.write_all(if clamp.is_some() { b"clamped" } else { b"tar" })
+        }
     }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+
+    #[test]
+    fn a_layer_is_written_once_for_each_packing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("root")).unwrap();
+        let staging = store.staging().unwrap();
+        std::fs::create_dir(staging.path().join("fs")).unwrap();
+        let id = store.add_tree(Some(staging), &NewTree::default()).unwrap();
+        let tar = Counted(AtomicUsize::new(0));
+        let made = |packing, clamp, times| {
+            let layers = [store.tree(id).unwrap()];
+            let options = LayerOptions { packing, force: true, clamp, oci: true };
+            let layer = prepare(&store, &tar, &layers, options).unwrap().remove(0);
+            assert_eq!(tar.0.load(Ordering::Relaxed), times, "{packing:?} {clamp:?}");
+            (layer.diff_id, layer.item.descriptor.size)
+        };
+        let plain = made(Packing::Plain, None, 1);
+        assert_eq!(plain, (Digest::of(b"tar"), 3));
+        assert_eq!(made(Packing::Plain, None, 1), plain);
+        let gzip = made(Packing::Gzip(6), None, 2);
+        assert_eq!(gzip.0, plain.0);
+        assert_eq!(made(Packing::Gzip(6), None, 2), gzip);
+        // Times are no part of what is remembered.
+        assert_eq!(made(Packing::Plain, Some(0), 3), (Digest::of(b"clamped"), 7));
+        assert_eq!(made(Packing::Plain, Some(0), 4), (Digest::of(b"clamped"), 7));
+        assert_eq!(made(Packing::Plain, None, 4), plain);
     }
 }

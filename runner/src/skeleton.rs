@@ -6,16 +6,20 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+
+/// What is made last: where it is, all is.
+pub(crate) const LAST: &str = "etc/mtab";
 
 /// Makes the tree at `path`, on the file system of the layers, or leaves it as it is. Safe to call from several
 /// processes at once.
 pub fn create(path: &Path) -> io::Result<()> {
     let etc = path.join("etc");
-    fs::create_dir_all(&etc)?;
-    fs::set_permissions(path, Permissions::from_mode(0o755))?;
-    fs::set_permissions(&etc, Permissions::from_mode(0o755))?;
+    for directory in ["", "etc", "dev", "proc", "sys"].map(|name| path.join(name)) {
+        fs::create_dir_all(&directory)?;
+        fs::set_permissions(&directory, Permissions::from_mode(0o755))?;
+    }
     for name in ["hosts", "resolv.conf", "hostname"] {
         let file = etc.join(name);
         match fs::OpenOptions::new().write(true).create_new(true).open(&file) {
@@ -24,5 +28,8 @@ pub fn create(path: &Path) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    match symlink("/proc/mounts", path.join(LAST)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -125,16 +125,9 @@ pub(crate) fn main() -> ExitCode {
     let cli = match parse(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            let usage = error.use_stderr();
-            let of_run = std::env::args().nth(1).is_some_and(|command| matches!(command.as_str(), "run" | "create"));
             // Nobody is there to read what cannot be printed.
             let _ = error.print();
-            return ExitCode::from(match (usage, of_run) {
-                (false, _) => 0,
-                // As docker: whoever runs a container has to tell its codes from ours.
-                (true, true) => 125,
-                (true, false) => 2,
-            });
+            return ExitCode::from(usage_code(&error));
         }
     };
     match dispatch(cli) {
@@ -145,6 +138,22 @@ pub(crate) fn main() -> ExitCode {
             report::error(&error);
             ExitCode::from(1)
         }
+    }
+}
+
+/// Docker's exit codes for command lines that are wrong: one for flags, another for what stands beside them.
+fn usage_code(error: &clap::Error) -> u8 {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let is_flag = |name: &str| name.starts_with('-');
+    let about_flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) => is_flag(name),
+        Some(ContextValue::Strings(names)) => names.iter().any(|name| is_flag(name)),
+        _ => false,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+        _ if about_flag => 125,
+        _ => 1,
     }
 }
 

@@ -36,6 +36,11 @@ pub(crate) fn build_error(error: &EngineError) -> Outcome {
     Outcome::Code(1)
 }
 
+/// Prints what docker's command line says without a word before it.
+pub(crate) fn plain(text: &str) {
+    lines(text);
+}
+
 /// Prints an error with its causes.
 pub(crate) fn error(error: &anyhow::Error) {
     lines(&format!("ERROR: {}", chain(error.as_ref())));

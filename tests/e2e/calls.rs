@@ -18,8 +18,7 @@ fn llb_of_a_build_is_its_graph() {
         Ok(ImageSource { reference, manifest: String::new(), chain_id: "x".into(), origin: String::new(), platform })
     };
     let (graph, result) = llb::decode(&done.stdout, &mut image).expect("a definition");
-    assert_eq!(asked.len(), 1, "{asked:?}");
-    assert!(asked[0].starts_with("docker.io/library/busybox:latest@sha256:"), "{asked:?}");
+    assert_eq!(asked, ["docker.io/library/busybox:latest"]);
     let Op::File(copy) = &graph[result.vertex].op else { panic!("{:?}", graph[result.vertex]) };
     let paths = copy.actions.iter().map(|action| match action {
         FileAction::Copy(copy) => (format!("{:?}", copy.sources), copy.owner.as_ref().map(|o| o.user.clone())),

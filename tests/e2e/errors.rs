@@ -49,22 +49,24 @@ fn what_is_copied_has_to_be_there() {
 fn a_wrong_command_line_exits_2() {
     let Some(lab) = lab(&[]) else { return };
     lab.write("app/Dockerfile", "FROM busybox\n");
-    let wrong: [&[&str]; 8] = [
-        &[],
-        &["build"],
-        &["--nosuch", "app"],
-        &["build", "app", "second"],
-        &["inspect"],
-        &["tag", "one"],
-        &["store", "nosuch"],
-        &["--progress=nosuch", "app"],
+    // As docker has it: flags are told from what stands beside them.
+    let wrong: [(&[&str], i32); 11] = [
+        (&[], 1),
+        (&["build"], 1),
+        (&["build", "app", "second"], 1),
+        (&["inspect"], 1),
+        (&["tag", "one"], 1),
+        (&["store", "nosuch"], 1),
+        (&["run"], 1),
+        (&["--nosuch", "app"], 125),
+        (&["--progress=nosuch", "app"], 125),
+        (&["ps", "--last", "x"], 125),
+        (&["run", "--nosuch", "busybox"], 125),
     ];
-    for arguments in wrong {
-        let done = lab.xbuild(arguments).exits(2);
+    for (arguments, code) in wrong {
+        let done = lab.xbuild(arguments).exits(code);
         assert!(done.stdout.is_empty() && !done.stderr.is_empty(), "{done}");
     }
-    // As docker has it, so that it is told from the codes of what runs.
-    lab.xbuild(&["run"]).exits(125);
     let senseless: [&[&str]; 7] = [
         &["-o", "type=nosuch", "app"],
         &["-o", "type=oci,nosuch=1", "app"],

@@ -99,8 +99,9 @@ impl Engine {
 
     /// Finds an image by name, or by (the first digits of) its ID.
     pub(crate) fn find(&self, name: &str, platform: &Platform) -> Result<(Vec<String>, Found), EngineError> {
-        let missing = || EngineError::Source(format!("No such image: {name}"));
         let reference: Option<Reference> = name.parse().ok();
+        let shown = reference.as_ref().map_or_else(|| name.to_owned(), Reference::familiar);
+        let missing = || EngineError::Source(format!("No such image: {shown}"));
         if let Some(image) = reference.and_then(|r| self.store().image(&r.to_string()).transpose()).transpose()? {
             let found = self.find_target(name, image.target, platform)?;
             return Ok((vec![image.name], found));
@@ -259,18 +260,17 @@ impl Engine {
             None => names.clone(),
         };
         let short = |text: &str| text.trim_start_matches("sha256:").chars().take(12).collect::<String>();
-        let subject = match &by_name {
-            Some(_) => format!("unable to remove repository reference \"{name}\""),
-            None => format!("unable to delete {}", short(&id.to_string())),
-        };
         let has_tag = |name: &&String| name.parse::<Reference>().is_ok_and(|own| own.tag.is_some());
         if by_name.is_none() && names.iter().filter(has_tag).count() > 1 && !force {
             return Err(EngineError::Source(format!(
-                "conflict: {subject} (must be forced) - image is referenced in multiple repositories"
+                "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
+                short(&id.to_string())
             )));
         }
-        if going.len() == names.len() {
-            self.check_unused(&found, force, &subject)?;
+        let mut goes = going.len() == names.len();
+        if goes {
+            let by_name = by_name.is_some().then_some(name);
+            goes = self.may_go(&found, by_name, force)?;
         }
         let mut said = Vec::new();
         for name in &going {
@@ -279,7 +279,7 @@ impl Engine {
             said.push(format!("Untagged: {shown}"));
             self.image_event("untag", &id.to_string(), &shown);
         }
-        if going.len() == names.len() {
+        if goes {
             self.store().forget_image(&format!("@{}", found.target))?;
             said.push(format!("Deleted: {id}"));
             self.image_event("delete", &id.to_string(), &id.to_string());
@@ -287,25 +287,36 @@ impl Engine {
         Ok(said)
     }
 
-    /// Refuses to take an image from its containers.
-    fn check_unused(&self, found: &Found, force: bool, subject: &str) -> Result<(), EngineError> {
+    /// Whether an image that has lost its names may go: one whose container runs stays if only its name is to be taken away.
+    /// An error where that is not what was asked for; `name` is the name that was.
+    fn may_go(&self, found: &Found, name: Option<&str>, force: bool) -> Result<bool, EngineError> {
         let manifest = found.digest.to_string();
+        let image: String = found.manifest.config.digest.hex().chars().take(12).collect();
+        let refused = |why: String| Err(EngineError::Source(format!("conflict: unable to {why}")));
+        let mut runs = false;
         for user in self.containers().list()?.into_iter().filter(|one| one.container.manifest == manifest) {
             let id = user.container.short_id();
-            let image: String = found.manifest.config.digest.hex().chars().take(12).collect();
-            if user.state.status.is_alive() {
-                return Err(EngineError::Source(format!(
-                    "conflict: {subject} (cannot be forced) - image is being used by running container {id}"
-                )));
-            }
-            if !force {
-                return Err(EngineError::Source(format!(
-                    "conflict: {subject} (must be forced) - container {id} is using its referenced image {image}: image is \
-                     being used by stopped container {id}"
-                )));
+            let alive = user.state.status.is_alive();
+            match name {
+                Some(name) if !force => {
+                    return refused(format!(
+                        "remove repository reference \"{name}\" (must force) - container {id} is using its referenced image {image}"
+                    ));
+                }
+                None if alive => {
+                    let why =
+                        format!("delete {image} (cannot be forced) - image is being used by running container {id}");
+                    return refused(why);
+                }
+                None if !force => {
+                    let why =
+                        format!("delete {image} (must be forced) - image is being used by stopped container {id}");
+                    return refused(why);
+                }
+                _ => runs |= alive,
             }
         }
-        Ok(())
+        Ok(!runs)
     }
 
     /// Notes an event of an image.

@@ -113,10 +113,12 @@ impl Graph {
             return id;
         }
         let op_digest = VertexDigest(*op_digest.as_bytes());
-        let sources: Vec<NodeIndex> = inputs.iter().map(|e| node(e.vertex)).collect();
+        let mut sources: Vec<NodeIndex> = inputs.iter().map(|e| node(e.vertex)).collect();
+        sources.sort_unstable();
+        sources.dedup();
         let index = self.dag.add_node(Vertex { op, inputs, digest, op_digest, meta });
         for source in sources {
-            self.dag.update_edge(source, index, ());
+            self.dag.add_edge(source, index, ());
         }
         let id = VertexId(index.index() as u32);
         self.known.insert(digest, id);

@@ -7,6 +7,7 @@ use super::{Purpose, arguments};
 use crate::rules::{MULTIPLE_INSTRUCTIONS_DISALLOWED, SECRETS_USED_IN_ARG_OR_ENV};
 use crate::shell::{Expanded, Expander};
 use crate::{Diagnostic, Instruction, Kind};
+use std::sync::Arc;
 use xbuild_graph::{Edge, Meta, Platform, SourceOp, Span};
 use xbuild_oci::History;
 
@@ -76,7 +77,7 @@ impl<'l, 'a> Work<'l, 'a> {
                 };
                 let name = self.naming.next(&format!("FROM {}", image.source.reference));
                 self.state = State::with_config(config.clone(), own);
-                self.state.base = Some(image.source.clone());
+                self.state.base = Some(Arc::clone(image));
                 self.state.layers = vec![name.clone(); config.rootfs.diff_ids.len()];
                 if !image.source.chain_id.is_empty() {
                     let source = SourceOp::Image(image.source.clone());

@@ -7,6 +7,7 @@ use crate::rules::{FROM_PLATFORM_FLAG_CONST_DISALLOWED, INVALID_BASE_IMAGE_PLATF
 use crate::shell::Expander;
 use crate::{Diagnostic, ImageRequest, Instruction, Kind, NamedContext, Parsed, ResolvedImage, Resolver, Stage};
 use std::collections::HashMap;
+use std::sync::Arc;
 use xbuild_graph::{Platform, Span};
 use xbuild_oci::Reference;
 
@@ -33,7 +34,7 @@ pub(super) enum Base {
     /// Another node.
     Node(usize),
     /// An image.
-    Image(Box<ResolvedImage>),
+    Image(Arc<ResolvedImage>),
     /// A named context that is no image.
     Context(NamedContext),
 }
@@ -174,14 +175,14 @@ impl<'a, 'w> Layouts<'a, 'w> {
         if requests.is_empty() {
             return false;
         }
-        let answers = self.resolver.images(&requests);
+        let answers: Vec<_> = self.resolver.images(&requests).into_iter().map(|a| a.map(Arc::new)).collect();
         let mut told = vec![false; requests.len()];
         for (l, n, at) in wanted {
             let layout = &mut self.layouts[l];
             match answers.get(at) {
                 Some(Ok(image)) => {
                     mismatch(&layout.nodes[n], &requests[at].platform, image, self.warnings);
-                    layout.set_image(n, image.clone(), errors);
+                    layout.set_image(n, Arc::clone(image), errors);
                 }
                 _ if self.purpose != Purpose::Build => layout.nodes[n].base = Base::Scratch,
                 answer if !told[at] => {
@@ -340,7 +341,7 @@ impl<'a> Layout<'a> {
         match context {
             NamedContext::Image(image) => {
                 let mut errors = Vec::new();
-                self.set_image(at, *image, &mut errors);
+                self.set_image(at, Arc::from(image), &mut errors);
                 errors.into_iter().next().map_or(Ok(()), Err)
             }
             NamedContext::Stage(name) => {
@@ -360,12 +361,11 @@ impl<'a> Layout<'a> {
     }
 
     /// Gives a node its image. The image's triggers run first in a stage that stands on it.
-    fn set_image(&mut self, at: usize, image: ResolvedImage, errors: &mut Vec<Diagnostic>) {
-        let triggers = image.config.config.on_build.clone();
-        self.nodes[at].base = Base::Image(Box::new(image));
+    fn set_image(&mut self, at: usize, image: Arc<ResolvedImage>, errors: &mut Vec<Diagnostic>) {
+        self.nodes[at].base = Base::Image(Arc::clone(&image));
         if self.nodes[at].stage.is_some()
             && !self.nodes[at].replaced
-            && let Err(error) = self.add_triggers(at, &triggers)
+            && let Err(error) = self.add_triggers(at, &image.config.config.on_build)
         {
             errors.push(error);
         }

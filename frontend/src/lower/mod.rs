@@ -269,7 +269,7 @@ fn planned(target: &Target, state: State, options: &Options) -> PlannedImage {
         platform: Platform::new(&config.os, &config.architecture, config.variant.as_deref()),
         result: state.files,
         config,
-        base: state.base,
+        base: state.base.map(|image| image.source.clone()),
         stage: target.name.clone().unwrap_or_default(),
     }
 }

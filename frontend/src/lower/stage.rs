@@ -6,11 +6,10 @@ use super::layout::{Base, Layout};
 use super::{NoCache, Options, Purpose};
 use crate::ignore::Matcher;
 use crate::shell::Environment;
-use crate::{Diagnostic, MainContext, NamedContext, Parsed, Resolver};
+use crate::{Diagnostic, MainContext, NamedContext, Parsed, ResolvedImage, Resolver};
 use std::collections::BTreeMap;
-use xbuild_graph::{
-    CopyAction, CopySource, Edge, FileAction, FileOp, Graph, ImageSource, Meta, Op, Platform, SourceOp, Span,
-};
+use std::sync::Arc;
+use xbuild_graph::{CopyAction, CopySource, Edge, FileAction, FileOp, Graph, Meta, Op, Platform, SourceOp, Span};
 use xbuild_oci::ImageConfig;
 
 /// PATH where an image has none.
@@ -31,7 +30,7 @@ pub(crate) struct State {
     /// ARGs in order, with values.
     pub(super) arguments: Vec<(String, Option<String>)>,
     pub(super) platform: Platform,
-    pub(super) base: Option<ImageSource>,
+    pub(super) base: Option<Arc<ResolvedImage>>,
     pub(super) workdir_set: bool,
     /// Name of the step behind each layer.
     pub(super) layers: Vec<String>,

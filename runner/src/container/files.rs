@@ -70,7 +70,7 @@ impl Containers {
     /// The directory with mount points that images may lack, which lies under all layers.
     pub fn skeleton(&self) -> Result<PathBuf> {
         let path = self.root.join(".skeleton");
-        if !path.join("etc/hostname").exists() {
+        if fs::symlink_metadata(path.join(crate::skeleton::LAST)).is_err() {
             crate::skeleton::create(&path).at("make", &path)?;
         }
         Ok(path)
@@ -372,6 +372,30 @@ mod tests {
 
     fn nothing(_: &Path) -> Result<()> {
         Ok(())
+    }
+
+    #[test]
+    fn a_state_is_replaced_whole_and_its_absence_means_created() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::of(dir.path());
+        let directory = containers.create(&container('1', "one"), &nothing).unwrap();
+        let status = || containers.read(&"1".repeat(64)).unwrap().state.status;
+        assert_eq!(status(), Status::Created);
+        for code in 0..3 {
+            let state = State { status: Status::Exited, exit_code: code, ..State::default() };
+            write_state(&directory, &state).unwrap();
+            assert_eq!(read_state(&directory).unwrap(), state);
+        }
+        let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["config.json", "lock", "state.json"]);
+        // What a power cut leaves of a file whose bytes were not on the disk.
+        fs::write(directory.join("state.json"), [0; 100]).unwrap();
+        assert_eq!((status(), read_state(&directory).unwrap().exit_code), (Status::Exited, 255));
+        fs::write(directory.join("state.json"), "{").unwrap();
+        assert!(matches!(read_state(&directory), Err(ContainerError::Damaged { .. })));
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(read_state(&directory).is_err());
     }
 
     #[test]

@@ -13,13 +13,13 @@ pub(super) fn prepare(prepared: Option<PreparedNetwork>) -> Result<PreparedNetwo
     prepared.map_or_else(PreparedNetwork::new, Ok).map_err(|error| described(&error))
 }
 
-/// Makes the network that a container is to have, and writes what its files say of it. The working directory is the
-/// container's.
+/// Makes the network that a container is to have, and writes what its files say of it; `own_name` is that of its host and of
+/// its domain, which may be empty. The working directory is the container's.
 pub(super) fn attach(
     root: &Path,
     wanted: &ContainerNetwork,
     prepared: PreparedNetwork,
-    hostname: &str,
+    own_name: (&str, &str),
 ) -> Result<Attachment, String> {
     let networks = Networks::open(root, super::clock::stamp).map_err(|error| described(&error))?;
     let attachment = networks.attach_prepared(wanted, prepared).map_err(|error| match error {
@@ -31,7 +31,7 @@ pub(super) fn attach(
     })?;
     let resolv_conf = networks.resolv_conf(attachment.endpoints(), &wanted.resolvers);
     let resolv_conf = resolv_conf.map_err(|error| described(&error))?;
-    write_files(attachment.endpoints(), hostname, &resolv_conf).map_err(|error| error.to_string())?;
+    write_files(attachment.endpoints(), own_name, &resolv_conf).map_err(|error| error.to_string())?;
     Ok(attachment)
 }
 
@@ -40,7 +40,11 @@ fn described(error: &NetworkError) -> String {
 }
 
 /// Adds the container's addresses to `hosts`, and writes `resolv.conf`. In place: both may be mounted.
-fn write_files(endpoints: &[Endpoint], hostname: &str, resolv_conf: &[u8]) -> Result<(), ContainerError> {
+fn write_files(
+    endpoints: &[Endpoint],
+    (hostname, domain): (&str, &str),
+    resolv_conf: &[u8],
+) -> Result<(), ContainerError> {
     let hosts = Path::new("hosts");
     let mut text = fs::read_to_string(hosts).at("read", hosts)?;
     let gateway = endpoints.iter().find_map(|endpoint| endpoint.gateway);
@@ -52,8 +56,9 @@ fn write_files(endpoints: &[Endpoint], hostname: &str, resolv_conf: &[u8]) -> Re
         None => format!("{line}\n"),
     };
     text = text.lines().filter(known).map(line).collect();
+    let whole = if domain.is_empty() { String::new() } else { format!("{hostname}.{domain} ") };
     for endpoint in endpoints {
-        text.push_str(&format!("{}\t{hostname}\n", endpoint.address));
+        text.push_str(&format!("{}\t{whole}{hostname}\n", endpoint.address));
     }
     fs::write(hosts, text).at("write", hosts)?;
     let path = Path::new("resolv.conf");

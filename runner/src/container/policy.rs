@@ -70,12 +70,13 @@ impl Check {
             Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos),
             _ => Duration::from_secs(default),
         };
+        let interval = or(asked.interval, 30);
         Some(Check {
             command,
             timeout: or(asked.timeout, 30),
-            interval: or(asked.interval, 30),
+            interval,
             start_period: or(asked.start_period, 0),
-            start_interval: or(asked.start_interval, 5),
+            start_interval: if asked.start_interval > 0 { or(asked.start_interval, 0) } else { interval },
             retries: u32::try_from(asked.retries).ok().filter(|n| *n > 0).unwrap_or(3),
         })
     }

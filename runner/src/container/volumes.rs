@@ -50,8 +50,15 @@ impl Volumes {
         Volumes { root: root.join("volumes") }
     }
 
-    /// Makes a volume; one that is there stays as it is. Whether it is new.
-    pub fn create(&self, name: &str, labels: &BTreeMap<String, String>, anonymous: bool) -> Result<(Volume, bool)> {
+    /// Makes a volume; one that is there stays as it is. Whether it is new. The option `device` names a directory of the host
+    /// that the volume is.
+    pub fn create(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+        options: &BTreeMap<String, String>,
+        anonymous: bool,
+    ) -> Result<(Volume, bool)> {
         if !is_name(name) {
             return Err(ContainerError::Refused(format!(
                 "create {name}: \"{name}\" includes invalid characters for a local volume name, only \
@@ -74,7 +81,7 @@ impl Volumes {
             labels: labels.clone(),
             mountpoint: data.canonicalize().unwrap_or(data).display().to_string(),
             name: name.to_owned(),
-            options: BTreeMap::new(),
+            options: options.clone(),
             scope: "local".to_owned(),
             anonymous,
         };
@@ -102,7 +109,8 @@ impl Volumes {
     /// Where a volume's files are.
     #[must_use]
     pub fn data(&self, name: &str) -> PathBuf {
-        self.root.join(name).join("_data")
+        let device = self.get(name).ok().and_then(|mut volume| volume.options.remove("device"));
+        device.map_or_else(|| self.root.join(name).join("_data"), PathBuf::from)
     }
 
     /// All volumes, by name.

@@ -130,7 +130,11 @@ fn mount_dev(root: &Root, spec: &Spec, shm: Option<OwnedFd>) -> Result<OwnedFd, 
     let size = spec.shm_size.unwrap_or(64 << 20).to_string();
     let shm = match shm {
         Some(shared) => shared,
-        None => new_filesystem("tmpfs", &[("mode", "1777"), ("size", size.as_str())], NOSUID | NODEV | NOEXEC)?,
+        None => new_filesystem(
+            "tmpfs",
+            &[("source", "shm"), ("mode", "1777"), ("size", size.as_str())],
+            NOSUID | NODEV | NOEXEC,
+        )?,
     };
     let mqueue = new_filesystem("mqueue", &[], NOSUID | NODEV | NOEXEC)?;
     for (name, mount) in [("pts", &pts), ("shm", &shm), ("mqueue", &mqueue)] {

@@ -2,6 +2,7 @@
 
 use super::limits::LimitFlags;
 use super::values::{self, Envelope};
+use crate::cli::report;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use xbuild_engine::container::CreateRequest;
@@ -75,7 +76,7 @@ pub(crate) struct CreateFlags {
     #[arg(long, value_name = "DURATION")]
     health_interval: Option<String>,
     /// Failures that make it unhealthy
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     health_retries: Option<i64>,
     /// Time between two checks at the start
     #[arg(long, value_name = "DURATION")]
@@ -319,6 +320,9 @@ impl CreateFlags {
             &self.health_timeout,
         ];
         let asked = own.iter().any(|flag| flag.is_some()) || self.health_retries.is_some();
+        if self.health_retries.is_some_and(|retries| retries < 0) {
+            bail!("--health-retries cannot be negative");
+        }
         if self.no_healthcheck {
             if asked {
                 bail!("--no-healthcheck conflicts with --health-* options");
@@ -328,13 +332,17 @@ impl CreateFlags {
         if !asked {
             return Ok(None);
         }
-        let time = |flag: &Option<String>| flag.as_deref().map_or(Ok(0), values::nanoseconds);
+        const LEAST: i64 = 1_000_000;
+        let time = |what: &str, flag: &Option<String>| match flag.as_deref().map_or(Ok(0), values::nanoseconds)? {
+            short if short != 0 && short < LEAST => bail!("{what} in Healthcheck cannot be less than 1ms"),
+            nanos => Ok(nanos),
+        };
         Ok(Some(Healthcheck {
             test: self.health_cmd.iter().flat_map(|command| ["CMD-SHELL".to_owned(), command.clone()]).collect(),
-            interval: time(&self.health_interval)?,
-            timeout: time(&self.health_timeout)?,
-            start_period: time(&self.health_start_period)?,
-            start_interval: time(&self.health_start_interval)?,
+            interval: time("Interval", &self.health_interval)?,
+            timeout: time("Timeout", &self.health_timeout)?,
+            start_period: time("StartPeriod", &self.health_start_period)?,
+            start_interval: time("StartInterval", &self.health_start_interval)?,
             retries: self.health_retries.unwrap_or(0),
         }))
     }
@@ -403,6 +411,9 @@ impl CreateFlags {
         let mode = |own: &Option<String>, default: &str| own.clone().unwrap_or_else(|| default.to_owned());
         let port_bindings = values::bindings(&self.publish)?;
         let network_mode = self.network_mode()?;
+        if network_mode == "host" && !port_bindings.is_empty() {
+            report::plain("WARNING: Published ports are discarded when using host network mode");
+        }
         if network_mode.starts_with("container:") {
             if !port_bindings.is_empty() || self.publish_all {
                 bail!("conflicting options: port publishing and the container type network mode");
@@ -423,7 +434,7 @@ impl CreateFlags {
         }
         let restart_policy = values::restart_policy(&self.restart)?;
         if self.rm && restart_policy.name != "no" {
-            bail!("conflicting options: cannot specify both --restart and --rm");
+            bail!("Conflicting options: --restart and --rm");
         }
         let mut host = HostConfig {
             binds: Some(self.binds()?).filter(|binds| !binds.is_empty()),
@@ -437,7 +448,7 @@ impl CreateFlags {
             cap_add: list(&self.cap_add),
             cap_drop: list(&self.cap_drop),
             cgroupns_mode: mode(&self.cgroupns, "private"),
-            dns: self.dns.clone(),
+            dns: self.dns.iter().map(|server| values::address(server)).collect::<Result<_>>()?,
             dns_options: self.dns_option.clone(),
             dns_search: self.dns_search.clone(),
             extra_hosts: list(&self.extra_hosts()?),

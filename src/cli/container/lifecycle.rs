@@ -5,8 +5,8 @@ use super::network::await_ports;
 use super::run::finish;
 use super::session::{self, Session};
 use super::{each, values};
-use crate::cli::{Global, Outcome};
-use anyhow::{Context, Result, bail};
+use crate::cli::{Global, Outcome, report};
+use anyhow::{Context, Result, anyhow, bail};
 use std::io::Write;
 use std::time::{Duration, Instant};
 use xbuild_engine::Engine;
@@ -107,6 +107,8 @@ pub(crate) struct UpdateArgs {
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The time that it may take to let go of a container that has ended: unmounting writes out what the file system has in memory.
 const CLEARING: Duration = Duration::from_secs(120);
+/// Number of the signal that nothing survives.
+const KILL: i32 = 9;
 /// Seconds until a container is killed when nothing else is said.
 const STOP_TIMEOUT: i64 = 10;
 
@@ -151,10 +153,16 @@ pub(crate) fn start(args: &StartArgs, global: &Global) -> Result<Outcome> {
     if args.attach || args.interactive {
         return start_attached(args, &engine);
     }
-    each(&args.containers, |name| {
-        begin(&engine, &engine.containers().find(name)?)?;
+    let mut failed = Vec::new();
+    let outcome = each(&args.containers, |name| {
+        let begun = engine.containers().find(name).map_err(Into::into).and_then(|found| begin(&engine, &found));
+        begun.inspect_err(|_| failed.push(name.to_owned()))?;
         Ok(Some(name.to_owned()))
-    })
+    })?;
+    if !failed.is_empty() {
+        report::error(&anyhow!("failed to start containers: {}", failed.join(", ")));
+    }
+    Ok(outcome)
 }
 
 /// Starts a container unless it runs.
@@ -247,42 +255,47 @@ pub(crate) fn restart(args: &StopArgs, global: &Global) -> Result<Outcome> {
 
 pub(crate) fn kill(args: &KillArgs, global: &Global) -> Result<Outcome> {
     let containers = global.containers()?;
-    let signal = number(&args.signal)?;
     each(&args.containers, |name| {
-        let found = containers.find(name)?;
-        let running = || {
-            ContainerError::Refused(format!(
-                "Cannot kill container: {name}: container {} is not running",
-                found.container.id
-            ))
-        };
-        let connection = connect(&containers, &found)?.ok_or_else(running)?;
-        connection.ask(&Request::Signal(signal)).map_err(|error| match error {
-            ContainerError::MonitorGone(_) => running(),
-            other => other,
-        })?;
+        // One line, as docker prints it.
+        send(&containers, name, &args.signal).map_err(|why| anyhow!("cannot kill container: {name}: {why}"))?;
         Ok(Some(name.to_owned()))
     })
 }
 
+fn send(containers: &Containers, name: &str, signal: &str) -> Result<()> {
+    let signal = number(signal)?;
+    let found = containers.find(name)?;
+    let idle = || ContainerError::Refused(format!("container {} is not running", found.container.id));
+    let connection = connect(containers, &found)?.ok_or_else(idle)?;
+    connection.ask(&Request::Signal(signal)).map_err(|error| match error {
+        ContainerError::MonitorGone(_) => idle(),
+        other => other,
+    })?;
+    Ok(())
+}
+
 fn number(signal: &str) -> Result<i32> {
-    signals::parse(signal).with_context(|| format!("invalid signal: {signal}"))
+    match (signals::parse(signal), signal.parse::<i32>()) {
+        (Some(number), _) => Ok(number),
+        (None, Ok(1..)) => bail!("the linux daemon does not support signal {signal}"),
+        _ => bail!("invalid signal: {signal}"),
+    }
 }
 
 pub(crate) fn pause(args: &Names, global: &Global) -> Result<Outcome> {
-    freeze(args, global, &Request::Pause)
+    freeze(args, global, &Request::Pause, |id| format!("container {id} is not running"))
 }
 
 pub(crate) fn unpause(args: &Names, global: &Global) -> Result<Outcome> {
-    freeze(args, global, &Request::Unpause)
+    freeze(args, global, &Request::Unpause, |id| format!("Container {id} is not paused"))
 }
 
-fn freeze(args: &Names, global: &Global, request: &Request) -> Result<Outcome> {
+fn freeze(args: &Names, global: &Global, request: &Request, idle: fn(&str) -> String) -> Result<Outcome> {
     let containers = global.containers()?;
     each(&args.containers, |name| {
         let found = containers.find(name)?;
         let connection = connect(&containers, &found)?;
-        connection.with_context(|| format!("Container {} is not running", found.container.id))?.ask(request)?;
+        connection.with_context(|| idle(&found.container.id))?.ask(request)?;
         Ok(Some(name.to_owned()))
     })
 }
@@ -325,10 +338,18 @@ pub(crate) fn rename(args: &RenameArgs, global: &Global) -> Result<Outcome> {
     let containers = global.containers()?;
     let found = containers.find(&args.container)?;
     let name = args.name.strip_prefix('/').unwrap_or(&args.name);
-    if !is_name(name) {
-        bail!("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed");
+    if name == found.container.name {
+        bail!("Renaming a container with the same name as its current name");
     }
-    containers.rename(&found.container.id, name)?;
+    if !is_name(name) {
+        bail!(
+            "Error when allocating new name: Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        );
+    }
+    match containers.rename(&found.container.id, name) {
+        Err(taken @ ContainerError::NameTaken { .. }) => bail!("Error when allocating new name: {taken}"),
+        done => done?,
+    }
     Networks::open(containers.store(), clock::stamp)?.rename(&found.container.id, name)?;
     reload(&containers, &found)?;
     let mut container = found.container;
@@ -352,7 +373,7 @@ pub(crate) fn rm(args: &RmArgs, global: &Global) -> Result<Outcome> {
     each(&args.containers, |name| {
         let found = match containers.find(name) {
             Err(error @ ContainerError::Missing(_)) if args.force => {
-                crate::cli::report::error(&error.into());
+                report::error(&error.into());
                 return Ok(None);
             }
             found => found?,
@@ -387,7 +408,7 @@ fn remove_one(containers: &Containers, found: &Found, force: bool, volumes: bool
         }
         if let Some(connection) = connect(containers, found)? {
             // Gone is what it is wanted to be.
-            let _ = connection.ask(&Request::Stop { signal: 9, timeout: 0 });
+            let _ = connection.ask(&Request::Signal(KILL)).and_then(|_| connection.ask(&Request::Wait));
         }
         if Instant::now() > deadline {
             bail!("container {id} could not be killed");
@@ -398,6 +419,9 @@ fn remove_one(containers: &Containers, found: &Found, force: bool, volumes: bool
 pub(crate) fn update(args: &UpdateArgs, global: &Global) -> Result<Outcome> {
     let containers = global.containers()?;
     let policy = args.restart.as_deref().map(values::restart_policy).transpose()?;
+    if policy.is_none() && args.limits.is_empty() {
+        bail!("you must provide one or more flags when using this command");
+    }
     each(&args.containers, |name| {
         let found = containers.find(name)?;
         let mut wanted = found.container.clone();

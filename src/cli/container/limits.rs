@@ -8,7 +8,7 @@ use xbuild_runner::container::config::HostConfig;
 const LEAST_MEMORY: i64 = 6 << 20;
 
 /// The flags.
-#[derive(clap::Args, Debug, Default)]
+#[derive(clap::Args, Debug, Default, PartialEq)]
 pub(crate) struct LimitFlags {
     /// Weight of block input and output, 10 to 1000
     #[arg(long, value_name = "WEIGHT")]
@@ -20,7 +20,7 @@ pub(crate) struct LimitFlags {
     #[arg(long)]
     cpu_quota: Option<i64>,
     /// Relative weight of CPU time
-    #[arg(short = 'c', long)]
+    #[arg(short = 'c', long, allow_hyphen_values = true)]
     cpu_shares: Option<i64>,
     /// Number of CPUs
     #[arg(long)]
@@ -46,6 +46,11 @@ pub(crate) struct LimitFlags {
 }
 
 impl LimitFlags {
+    /// Whether nothing is said.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == LimitFlags::default()
+    }
+
     /// Sets what is said, and checks that it fits together.
     pub(crate) fn apply(&self, host: &mut HostConfig) -> Result<()> {
         let bytes = |text: &str| values::bytes(text).and_then(|bytes| Ok(i64::try_from(bytes)?));
@@ -77,22 +82,27 @@ impl LimitFlags {
         if let Some(text) = &self.cpus {
             host.nano_cpus = values::nano_cpus(text)?;
         }
+        if self.cpu_shares.is_some_and(|shares| shares < 0) {
+            bail!("shares: invalid argument");
+        }
         host.cpu_shares = self.cpu_shares.unwrap_or(host.cpu_shares);
         host.cpu_period = self.cpu_period.unwrap_or(host.cpu_period);
         host.cpu_quota = self.cpu_quota.unwrap_or(host.cpu_quota);
         if host.nano_cpus > 0 && (host.cpu_period > 0 || host.cpu_quota > 0) {
             bail!("Conflicting options: Nano CPUs and CPU Period or CPU Quota cannot both be set");
         }
-        for (own, text) in [(&mut host.cpuset_cpus, &self.cpuset_cpus), (&mut host.cpuset_mems, &self.cpuset_mems)] {
+        let cpus = (&mut host.cpuset_cpus, &self.cpuset_cpus, "CPUs", "/sys/devices/system/cpu/online");
+        let mems = (&mut host.cpuset_mems, &self.cpuset_mems, "memory nodes", "/sys/devices/system/node/online");
+        for (own, text, what, online) in [cpus, mems] {
             if let Some(text) = text {
-                values::check_cpuset(text)?;
+                values::check_cpuset(text, what, std::fs::read_to_string(online).ok().as_deref())?;
                 text.clone_into(own);
             }
         }
         host.pids_limit = self.pids_limit.or(host.pids_limit);
         if let Some(weight) = self.blkio_weight {
             if weight != 0 && !(10..=1000).contains(&weight) {
-                bail!("range of blkio weight is from 10 to 1000");
+                bail!("Range of blkio weight is from 10 to 1000");
             }
             host.blkio_weight = weight;
         }

@@ -76,14 +76,18 @@ pub(crate) fn ps(args: &PsArgs, global: &Global) -> Result<Outcome> {
         found.truncate(count);
     }
     let with_size = args.size || args.format.as_deref().is_some_and(|format| format.contains(".Size"));
-    let rows: Vec<Value> = found.iter().map(|one| row(one, args.no_trunc, with_size)).collect();
+    let rows = found.iter().map(|one| {
+        let size = if with_size { size(&engine, one)? } else { "0B".to_owned() };
+        Ok(row(one, args.no_trunc, &size))
+    });
+    let rows: Vec<Value> = rows.collect::<Result<_>>()?;
     let default = if args.size { format!("{DEFAULT}\t{{{{.Size}}}}") } else { DEFAULT.to_owned() };
     let shape = Shape { headers: &HEADERS, default: &default, quiet: "{{.ID}}" };
     format::print(&mut std::io::stdout().lock(), &shape, args.format.as_deref(), args.quiet, &rows)?;
     Ok(Outcome::Success)
 }
 
-fn row(found: &Found, whole: bool, with_size: bool) -> Value {
+fn row(found: &Found, whole: bool, size: &str) -> Value {
     let container = &found.container;
     let config = &container.config;
     let labels: Vec<String> = config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -106,7 +110,7 @@ fn row(found: &Found, whole: bool, with_size: bool) -> Value {
         "Ports": super::network::port_list(found),
         "State": found.state.status.word(),
         "Status": status(found),
-        "Size": if with_size { size(found) } else { "0B".to_owned() },
+        "Size": size,
         "Labels": labels.join(","),
         "LocalVolumes": container.mounts.iter().filter(|mount| mount.kind == "volume").count().to_string(),
         "Mounts": mounts.join(","),
@@ -161,8 +165,10 @@ pub(crate) fn status(found: &Found) -> String {
     }
 }
 
-fn size(found: &Found) -> String {
-    human(super::changes::disk_size(&found.directory.join("fs")))
+/// What the container has written, and with its image.
+fn size(engine: &Engine, found: &Found) -> Result<String> {
+    let own = super::changes::disk_size(&found.directory.join("fs"));
+    Ok(format!("{} (virtual {})", human(own), human(own + engine.tree_size(found.container.tree)?)))
 }
 
 /// `--filter KEY=VALUE`, several of one key.
@@ -202,6 +208,11 @@ impl Filters {
             let known = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
             if !known.contains(&value.as_str()) {
                 bail!("invalid filter 'status={value}'");
+            }
+        }
+        for value in self.of("health") {
+            if !["starting", "healthy", "unhealthy", "none"].contains(&value.as_str()) {
+                bail!("unrecognized filter value for health: {value}");
             }
         }
         let health = state.health.as_ref().map_or("none", |health| health.status.as_str());

@@ -64,7 +64,8 @@ pub(crate) fn logs(args: &LogsArgs, global: &Global) -> Result<Outcome> {
     };
     let tail = match args.tail.as_str() {
         "all" | "-1" | "" => None,
-        number => Some(number.parse::<usize>().with_context(|| format!("invalid value for --tail: {number}"))?),
+        // As docker: what is no number is everything.
+        number => number.parse::<usize>().ok(),
     };
     print_past(&path, current.as_mut(), tail, &mut printer)?;
     printer.flush()?;

@@ -94,6 +94,7 @@ pub(crate) fn port(args: &PortArgs, global: &Global) -> Result<Outcome> {
     let found = global.containers()?.find(&args.container)?;
     let published = super::network::published(&found);
     let wanted = args.port.as_ref().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") });
+    let asked = args.port.as_deref().unwrap_or_default();
     let mut any = false;
     for (port, address) in published {
         match &wanted {
@@ -104,7 +105,7 @@ pub(crate) fn port(args: &PortArgs, global: &Global) -> Result<Outcome> {
         any = true;
     }
     match wanted {
-        Some(wanted) if !any => bail!("no public port '{wanted}' published for {}", args.container),
+        Some(_) if !any => bail!("No public port '{asked}' published for {}", args.container),
         _ => Ok(Outcome::Success),
     }
 }

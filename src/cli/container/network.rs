@@ -7,7 +7,7 @@ use super::values::pair;
 use super::volume::seconds;
 use crate::cli::format::{self, LABELS, Shape};
 use crate::cli::{Global, Outcome};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -64,6 +64,9 @@ pub(crate) struct CreateArgs {
     /// Set a label
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
+    /// Option of the driver; kept with the network, docker's own are refused
+    #[arg(short, long = "opt", value_name = "KEY=VALUE")]
+    options: Vec<String>,
     /// Name
     name: String,
 }
@@ -146,9 +149,16 @@ pub(crate) fn network(command: &NetworkCommand, global: &Global) -> Result<Outco
 
 fn create(args: &CreateArgs, containers: &Containers, networks: &Networks) -> Result<Outcome> {
     if args.driver != "bridge" {
-        bail!("network driver `{}` is not there: only `bridge` is", args.driver);
+        bail!("plugin \"{}\" not found: the only network driver is `bridge`", args.driver);
     }
-    let net = |text: &String| text.parse().map_err(anyhow::Error::msg);
+    if matches!(args.name.as_str(), "bridge" | "host" | "none") {
+        bail!("operation is not permitted on predefined {} network", args.name);
+    }
+    let options: BTreeMap<String, String> = args.options.iter().map(|option| pair(option)).collect();
+    if let Some(unknown) = options.keys().find(|key| key.starts_with("com.docker.network.")) {
+        bail!("the network option `{unknown}` is not supported");
+    }
+    let net = |text: &String| text.parse().map_err(|why| anyhow!("invalid subnet {text}: {why}"));
     let address = |text: &String| text.parse().with_context(|| format!("invalid address: {text}"));
     let new = NewNetwork {
         name: args.name.clone(),
@@ -157,7 +167,7 @@ fn create(args: &CreateArgs, containers: &Containers, networks: &Networks) -> Re
         range: args.ip_range.as_ref().map(net).transpose()?,
         internal: args.internal,
         labels: args.label.iter().map(|label| pair(label)).collect(),
-        options: BTreeMap::new(),
+        options,
     };
     let made = networks.create(new)?;
     event(containers, "create", &made, None);

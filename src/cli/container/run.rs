@@ -30,7 +30,11 @@ pub(super) const OWN_ERROR: u8 = 125;
 
 pub(crate) fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
     if let Err(error) = session::check_terminal(args.flags.tty, args.flags.interactive && !args.detach) {
-        report::error(&error);
+        report::plain(&error.to_string());
+        return Ok(Outcome::Code(1));
+    }
+    if args.detach && !args.flags.attach.is_empty() {
+        report::plain("Conflicting options: -a and -d");
         return Ok(Outcome::Code(1));
     }
     // It gets ready while the container is made. An error comes again when it is needed.
@@ -71,9 +75,6 @@ fn with_codes(done: Result<Outcome>) -> Result<Outcome> {
 fn start(args: &RunArgs, global: &Global, monitor: Option<IdleMonitor>) -> Result<Outcome> {
     let engine = global.engine()?;
     let flags = &args.flags;
-    if args.detach && !flags.attach.is_empty() {
-        bail!("Conflicting options: -a and -d");
-    }
     let request = flags.request(!args.detach)?;
     let cidfile = flags.cidfile()?;
     bring(&engine, flags, &request)?;
@@ -161,8 +162,13 @@ fn bring(engine: &Engine, flags: &CreateFlags, request: &CreateRequest) -> Resul
     match (flags.pull.as_str(), here) {
         ("always", _) => {}
         (_, true) => return Ok(()),
-        ("never", false) => bail!("No such image: {image}"),
-        _ => eprintln!("Unable to find image '{image}' locally"),
+        (how, false) => {
+            let shown = image.parse::<xbuild_oci::Reference>().map_or_else(|_| image.clone(), |r| r.familiar());
+            if how == "never" {
+                bail!("No such image: {shown}");
+            }
+            eprintln!("Unable to find image '{shown}' locally");
+        }
     }
     pull(engine, image, request.platform.as_ref(), flags.quiet).map_err(anyhow::Error::from)
 }

@@ -54,19 +54,40 @@ pub(crate) fn nano_cpus(text: &str) -> Result<i64> {
     let cpus: f64 = text.parse().map_err(|_| anyhow!("failed to parse {text} as a rational number"))?;
     let most = std::thread::available_parallelism().map_or(1, usize::from) as f64;
     if !(0.0..=most).contains(&cpus) || (cpus > 0.0 && cpus < 0.01) {
-        bail!("range of CPUs is from 0.01 to {most:.2}, as there are only {most} CPUs available");
+        bail!("Range of CPUs is from 0.01 to {most:.2}, as there are only {most} CPUs available");
     }
     Ok((cpus * 1e9).round() as i64)
 }
 
-/// `0-3,5`.
-pub(crate) fn check_cpuset(text: &str) -> Result<()> {
-    let number = |text: &str| text.parse::<u32>().is_ok();
-    let part = |part: &str| part.split_once('-').map_or(number(part), |(a, b)| number(a) && number(b));
-    if text.is_empty() || text.split(',').all(part) {
-        Ok(())
-    } else {
-        bail!("Invalid value {text} for cpuset cpus or mems")
+/// The first and last number of each part of `0-3,5`.
+fn ranges(text: &str) -> Option<Vec<(u32, u32)>> {
+    let part = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    text.split(',').map(part).collect()
+}
+
+/// Checks that `0-3,5` are among what the host has online, if that is known; `what` names them.
+pub(crate) fn check_cpuset(text: &str, what: &str, online: Option<&str>) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let Some(wanted) = ranges(text) else { bail!("Invalid value {text} for cpuset {what}") };
+    let Some(online) = online.map(str::trim) else { return Ok(()) };
+    let there = ranges(online).unwrap_or_default();
+    let is_there = |n: u32| there.iter().any(|(first, last)| (*first..=*last).contains(&n));
+    if wanted.iter().any(|(first, last)| first > last || !is_there(*first) || !is_there(*last)) {
+        bail!("Requested {what} are not available - requested {text}, available: {online}");
+    }
+    Ok(())
+}
+
+/// An address of IPv4 or IPv6, as it was written.
+pub(crate) fn address(text: &str) -> Result<String> {
+    match text.trim().parse::<std::net::IpAddr>() {
+        Ok(address) => Ok(address.to_string()),
+        Err(_) => bail!("IP address is not correctly formatted: {text}"),
     }
 }
 
@@ -103,14 +124,16 @@ pub(crate) fn restart_policy(text: &str) -> Result<RestartPolicy> {
     let (name, count) = text.split_once(':').map_or((text, None), |(name, count)| (name, Some(count)));
     let name = if name.is_empty() { "no" } else { name };
     let maximum_retry_count = match (name, count) {
-        ("on-failure", Some(count)) => {
-            count.parse().map_err(|_| anyhow!("maximum retry count must be an integer: {count}"))?
-        }
+        ("on-failure", Some(count)) => count
+            .parse()
+            .map_err(|_| anyhow!("invalid restart policy format: maximum retry count must be an integer"))?,
         ("no" | "on-failure" | "always" | "unless-stopped", None) => 0,
         ("no" | "always" | "unless-stopped", Some(_)) => {
             bail!("invalid restart policy: maximum retry count can only be used with 'on-failure'")
         }
-        _ => bail!("invalid restart policy: unknown policy '{name}'"),
+        _ => bail!(
+            "invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        ),
     };
     Ok(RestartPolicy { name: name.to_owned(), maximum_retry_count })
 }
@@ -124,7 +147,8 @@ pub(crate) fn device(text: &str) -> Result<Device> {
         [host, access] if is_access(access) => (*host, *host, *access),
         [host, container] => (*host, *container, "rwm"),
         [host, container, access] if is_access(access) => (*host, *container, *access),
-        _ => bail!("bad mode specified: {text}"),
+        [_, _, access] => bail!("bad mode specified: {access}"),
+        _ => bail!("invalid device specification: {text}"),
     };
     Ok(Device {
         path_on_host: host.to_owned(),
@@ -164,6 +188,12 @@ fn source(text: &str) -> Result<String> {
     }
     if let Some(rest) = text.strip_prefix("~/") {
         return Ok(std::env::var("HOME").map_or_else(|_| text.to_owned(), |home| format!("{home}/{rest}")));
+    }
+    if text.contains('/') && !text.starts_with('/') {
+        bail!(
+            "create {text}: \"{text}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" \
+             are allowed. If you intended to pass a host directory, use absolute path"
+        );
     }
     Ok(text.to_owned())
 }
@@ -479,6 +509,14 @@ mod tests {
         assert!(ulimit("nofile=5:1").is_err() && ulimit("odd=1").is_err() && ulimit("core").is_err());
         assert_eq!(restart_policy("on-failure:3").unwrap().maximum_retry_count, 3);
         assert!(restart_policy("sometimes").is_err() && restart_policy("always:3").is_err());
-        assert!(check_cpuset("0-1,3").is_ok() && check_cpuset("x").is_err());
+        let check = |text| check_cpuset(text, "CPUs", Some("0-3,8\n")).map_err(|error| error.to_string());
+        for fine in ["", "0", "0-1,3", "8"] {
+            assert_eq!(check(fine), Ok(()));
+        }
+        for wrong in ["x", "4", "2-9", "3-1", "1-"] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
+        let want = "Requested CPUs are not available - requested 4, available: 0-3,8";
+        assert_eq!(check("4"), Err(want.to_owned()));
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct CreateArgs {
     /// Set a label
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
+    /// Option of the driver: `type=none`, `o=bind` and `device=DIR` make it a directory of the host
+    #[arg(short, long = "opt", value_name = "KEY=VALUE")]
+    options: Vec<String>,
     /// Name
     name: Option<String>,
 }
@@ -90,16 +93,37 @@ fn create(args: &CreateArgs, containers: &Containers, volumes: &Volumes) -> Resu
     if args.driver != "local" {
         bail!("volume driver `{}` is not there: only `local` is", args.driver);
     }
+    let options: BTreeMap<String, String> = args.options.iter().map(|option| pair(option)).collect();
+    check_options(&options)?;
     let labels = args.label.iter().map(|label| pair(label)).collect();
     let name = args.name.clone().filter(|name| !name.is_empty());
     let anonymous = name.is_none();
     let name = name.unwrap_or_else(random_name);
-    let (_, new) = volumes.create(&name, &labels, anonymous)?;
+    let (_, new) = volumes.create(&name, &labels, &options, anonymous)?;
     if new {
         event(containers, "create", &name);
     }
     super::lifecycle::say(&name)?;
     Ok(Outcome::Success)
+}
+
+/// Of what docker's driver can mount, a directory of the host is there.
+fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
+    let of = |key: &str| options.get(key).map(String::as_str).unwrap_or_default();
+    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device")) {
+        bail!("invalid option: \"{unknown}\"");
+    }
+    let is_bind = of("type") == "none" && of("o").split(',').any(|option| matches!(option, "bind" | "rbind"));
+    if !options.is_empty() && !is_bind {
+        bail!(
+            "volumes of type `{}` are not there: only directories of the host are (type=none, o=bind, device=DIR)",
+            of("type")
+        );
+    }
+    if is_bind && !of("device").starts_with('/') {
+        bail!("a volume that is a directory of the host needs its absolute path: --opt device=DIR");
+    }
+    Ok(())
 }
 
 fn random_name() -> String {
@@ -128,13 +152,14 @@ pub(crate) fn remove(containers: &Containers, volumes: &Volumes, name: &str) -> 
 
 /// A volume as docker shows it.
 pub(crate) fn shown(volume: &Volume) -> Value {
+    let some = |map| Some(map).filter(|map: &&BTreeMap<String, String>| !map.is_empty());
     json!({
         "CreatedAt": volume.created_at,
         "Driver": volume.driver,
-        "Labels": volume.labels,
+        "Labels": some(&volume.labels),
         "Mountpoint": volume.mountpoint,
         "Name": volume.name,
-        "Options": volume.options,
+        "Options": some(&volume.options),
         "Scope": volume.scope,
     })
 }

@@ -1,8 +1,8 @@
 //! A tree and a value to text.
 
-use super::MAPS;
 use super::functions;
 use super::parse::{Node, Operand, Pipeline};
+use super::{LISTS, MAPS};
 use serde_json::Value;
 
 type Result<T> = std::result::Result<T, String>;
@@ -48,7 +48,10 @@ impl Scope {
             Node::Print(pipeline) => {
                 let value = self.pipeline(pipeline, dot)?;
                 if pipeline.variables.is_empty() {
-                    self.out.push_str(&functions::shown(&value));
+                    match (&value, pipeline.field()) {
+                        (Value::Null, Some(path)) => self.out.push_str(nothing(path)),
+                        _ => self.out.push_str(&functions::shown(&value)),
+                    }
                 }
             }
             Node::If(arms, other) => {
@@ -171,6 +174,18 @@ impl Scope {
             }
             Operand::Function(name) => functions::call(name, &[]),
         }
+    }
+}
+
+/// What Go prints for a field that is nil: that depends on its type, which its name tells here.
+fn nothing(path: &[String]) -> &'static str {
+    let is = |names: &[&str], name: Option<&String>| name.is_some_and(|name| names.contains(&name.as_str()));
+    let (last, above) = (path.last(), path.len().checked_sub(2).map(|n| &path[n]));
+    match () {
+        () if is(&MAPS, above) => "<no value>",
+        () if is(&MAPS, last) => "map[]",
+        () if is(&LISTS, last) => "[]",
+        () => "<nil>",
     }
 }
 

@@ -28,6 +28,38 @@ const MAPS: [&str; 13] = [
     "Config.Labels",
 ];
 
+/// Names of fields that are lists, which may be nil.
+const LISTS: [&str; 28] = [
+    "Aliases",
+    "Args",
+    "Binds",
+    "BlkioWeightDevice",
+    "CapAdd",
+    "CapDrop",
+    "Cmd",
+    "Config",
+    "DNSNames",
+    "Devices",
+    "Dns",
+    "DnsOptions",
+    "DnsSearch",
+    "Entrypoint",
+    "Env",
+    "ExecIDs",
+    "ExtraHosts",
+    "GroupAdd",
+    "Links",
+    "Mounts",
+    "OnBuild",
+    "RepoDigests",
+    "RepoTags",
+    "SecurityOpt",
+    "Shell",
+    "Test",
+    "Ulimits",
+    "VolumesFrom",
+];
+
 /// A template that was understood.
 #[derive(Debug)]
 pub(crate) struct Template {
@@ -43,7 +75,8 @@ impl Template {
 
     /// The text for a value.
     pub(crate) fn execute(&self, value: &Value) -> Result<String> {
-        execute::run(&self.nodes, value).map_err(|why| anyhow!("template: :1: executing \"\" {why}"))
+        let failed = |why| anyhow!("template parsing error: template: :1: executing \"\" {why}");
+        execute::run(&self.nodes, value).map_err(failed)
     }
 }
 
@@ -56,7 +89,8 @@ mod tests {
         json!({
             "Id": "abcdef", "Path": "echo", "Args": ["a b", "c"], "Count": 3, "Big": 1_500_000_000_000u64, "Nothing": null,
             "State": {"Status": "created", "ExitCode": 0, "Running": false, "Health": null},
-            "Config": {"Labels": {"x.y": "z", "k": "v"}, "Cmd": ["echo", "a b", "c"], "Env": []},
+            "Config": {"Labels": {"x.y": "z", "k": "v"}, "Cmd": ["echo", "a b", "c"], "Env": [], "Entrypoint": null,
+                       "Volumes": null},
         })
     }
 
@@ -102,6 +136,11 @@ mod tests {
             (r"{{.Id}}\t{{.Path}}", "abcdef\techo"),
             ("{{.Big}}", "1500000000000"),
             ("{{.Config.Labels.none}}", "<no value>"),
+            (
+                "{{.Config.Entrypoint}} {{.Config.Volumes}} {{.State.Health}} {{json .Config.Volumes}}",
+                "[] map[] <nil> null",
+            ),
+            ("{{with .State}}{{.Health}}{{end}}{{$s := .State}}{{$s.Health}}", "<nil><nil>"),
             ("{{`raw`}}{{true}}{{1.5}}", "rawtrue1.5"),
             ("{{range .Args}}{{if eq . \"c\"}}{{break}}{{end}}{{.}}{{end}}", "a b"),
         ] {

@@ -25,6 +25,19 @@ pub(super) struct Pipeline {
     pub(super) commands: Vec<Vec<Operand>>,
 }
 
+impl Pipeline {
+    /// The path of the field that it is, if it is nothing but one.
+    pub(super) fn field(&self) -> Option<&[String]> {
+        match self.commands.as_slice() {
+            [one] => match one.as_slice() {
+                [Operand::Dot(path) | Operand::Variable(_, path)] if !path.is_empty() => Some(path),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 /// A part of a command.
 #[derive(Debug)]
 pub(super) enum Operand {

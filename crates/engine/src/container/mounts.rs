@@ -104,7 +104,7 @@ fn mount(engine: &Engine, one: &MountRequest, destination: String) -> Result<Mou
     }
     let anonymous = one.source.is_empty();
     let name = if anonymous { names::id() } else { one.source.clone() };
-    let (volume, new) = engine.volumes().create(&name, &one.labels, anonymous)?;
+    let (volume, new) = engine.volumes().create(&name, &one.labels, &BTreeMap::new(), anonymous)?;
     if new {
         let attributes = BTreeMap::from([("driver".to_owned(), "local".to_owned())]);
         engine.containers().events().add("volume", "create", &name, attributes);

@@ -218,7 +218,7 @@ impl Monitor {
         match (frozen, self.state.status) {
             (true, Status::Paused) => return self.refuse(key, &format!("Container {id} is already paused")),
             (true, Status::Running) => {}
-            (true, _) => return self.refuse(key, &format!("Container {id} is not running")),
+            (true, _) => return self.refuse(key, &format!("container {id} is not running")),
             (false, Status::Paused) => {}
             (false, _) => return self.refuse(key, &format!("Container {id} is not paused")),
         }

@@ -395,9 +395,12 @@ pub fn stop_signal(container: &Container) -> i32 {
 }
 
 /// An error with its causes.
+/// For people, who started a container and no sandbox.
 fn described(error: &SandboxError) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("sandbox: ").unwrap_or(&text);
     match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
+        Some(cause) => format!("{text}: {cause}"),
+        None => text.to_owned(),
     }
 }

@@ -34,6 +34,9 @@ impl Monitor {
         if let Some(client) = self.clients.get_mut(&key) {
             client.streams = attach.unwrap_or_default();
         }
+        if attach.is_some() {
+            self.tell("attach", &[]);
+        }
         self.state.restart_count = 0;
         self.state.stopped_by_hand = false;
         self.devices = match &self.external {
@@ -66,7 +69,8 @@ impl Monitor {
             self.launch().map_err(SandboxError::Helper)?;
         }
         if let (Some(wanted), Some(prepared), Some(spec)) = (network, prepared, &self.spec) {
-            let attached = networking::attach(self.containers.store(), wanted, prepared, &spec.hostname);
+            let own_name = (spec.hostname.as_str(), spec.domainname.as_str());
+            let attached = networking::attach(self.containers.store(), wanted, prepared, own_name);
             let attachment = attached.map_err(SandboxError::Refused)?;
             self.tell_of_networks("connect", attachment.endpoints());
             self.network = Some(attachment);
@@ -193,7 +197,7 @@ impl Monitor {
             self.dismiss(&Answer::Exited { code });
             self.clear(mounts);
         } else {
-            if self.state.stopped_by_hand {
+            if self.clients.values().any(|client| client.interest == Interest::Stop) {
                 self.tell("stop", &[]);
             }
             self.leave(&Answer::Exited { code }, mounts);
@@ -241,12 +245,12 @@ impl Monitor {
         // Nobody is there who could be told of a failure; `rm` can be tried again.
         let removes = self.container.host_config.auto_remove;
         let gone = removes.then(|| removal::forget(&self.containers, &self.container, true)).and_then(Result::ok);
-        self.listener = None;
         if gone.is_none() {
-            // Before the socket goes: whoever finds it gone looks there.
+            // Before nobody listens any more: whoever finds that looks there.
             self.write_state();
             let _ = std::fs::remove_file("socket");
         }
+        self.listener = None;
         if failed {
             for client in self.clients.values_mut() {
                 client.say(last);
@@ -285,7 +289,7 @@ impl Monitor {
         if let (Some(error), true) = (&main.failure, main.ended.is_some()) {
             let error = match error {
                 SandboxError::Exec { message, code } => SandboxError::Exec { message: message.clone(), code: *code },
-                other => SandboxError::Refused(described(other).trim_start_matches("sandbox: ").to_owned()),
+                other => SandboxError::Refused(described(other)),
             };
             self.main = None;
             return self.fail(&error);
