@@ -19,6 +19,7 @@ pub mod helper;
 mod launcher;
 pub mod network;
 pub mod oci;
+mod propagation;
 mod protocol;
 pub mod rootless;
 pub mod sandbox;
@@ -29,6 +30,7 @@ pub mod users;
 pub use capabilities::CAPABILITIES;
 pub use error::SandboxError;
 pub use launcher::{End, Killer, Launcher, Outcome, Running, Stdio};
+pub use propagation::Propagation;
 pub use sandbox::seccomp::docker::profile as seccomp_profile;
 pub use sandbox::try_overlay;
 pub use spec::{

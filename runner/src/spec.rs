@@ -1,5 +1,6 @@
 //! What a sandbox is: plain data, complete, with nothing left to look up by name.
 
+use crate::Propagation;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -228,8 +229,8 @@ pub enum MountSource {
         path: PathBuf,
         /// With the mounts below it.
         recursive: bool,
-        /// `shared` or `slave` (from the host only); `rshared` or `rslave` for the mounts below it, too.
-        propagation: String,
+        /// What is passed on.
+        propagation: Propagation,
     },
     /// Directories laid over each other.
     Overlay {

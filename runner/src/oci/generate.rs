@@ -156,7 +156,7 @@ fn own_mount(mount: &MountSpec) -> Result<Value, Failure> {
         MountSource::Propagated { path, recursive, propagation } => {
             let bind = if *recursive { "rbind" } else { "bind" };
             Ok(json!({
-                "destination": mount.destination, "type": "bind", "source": path, "options": [bind, propagation, write],
+                "destination": mount.destination, "type": "bind", "source": path, "options": [bind, propagation.to_string(), write],
             }))
         }
         MountSource::Tmpfs { size, mode, noexec, options } => {
@@ -172,14 +172,15 @@ fn own_mount(mount: &MountSpec) -> Result<Value, Failure> {
 
 /// How far the root has to be cut off from the host: a runtime does so before it makes the mounts.
 fn root_propagation(spec: &Spec) -> &'static str {
-    let has = |name: &str| {
-        let is = |mount: &MountSpec| matches!(&mount.source, MountSource::Propagated { propagation, .. } if propagation.ends_with(name));
-        spec.mounts.iter().any(is)
-    };
-    match (has("shared"), has("slave")) {
-        (true, _) => "shared",
-        (false, true) => "slave",
-        (false, false) => "rprivate",
+    let connected = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Propagated { propagation, .. } => Some(propagation),
+        _ => None,
+    });
+    let mut connected = connected.peekable();
+    match connected.peek().is_some() {
+        true if connected.any(|propagation| propagation.is_shared()) => "shared",
+        true => "slave",
+        false => "rprivate",
     }
 }
 

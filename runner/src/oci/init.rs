@@ -4,7 +4,8 @@ use super::bundle::{Bundle, Spaces};
 use super::error::OciError;
 use super::mounts::{self, Place};
 use super::rights::Rights;
-use super::{devices, hooks, options};
+use super::{devices, hooks};
+use crate::Propagation;
 use crate::error::{During, Failure};
 use crate::protocol::{receive, send};
 use crate::sandbox::program::Program;
@@ -20,7 +21,6 @@ use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
-use xbuild_sys::MountChange;
 
 /// What the first process tells the one that made it, which answers each with [`Go`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -141,7 +141,7 @@ fn prepare(init: &Init<'_>) -> Result<(Program, Rights, String), Failure> {
     let cwd = process.cwd().to_str().ok_or_else(|| Failure::Refused("process.cwd is not UTF-8".to_owned()))?;
     root.directory(cwd)?;
     if config.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false) {
-        let readonly = MountChange { set: libc::MOUNT_ATTR_RDONLY, ..MountChange::default() };
+        let readonly = xbuild_sys::MountChange { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
         xbuild_sys::change_mount(root.fd(), readonly, false).during(|| "protect the root".to_owned())?;
     }
     match init.pivot {
@@ -208,32 +208,31 @@ fn name_host(bundle: &Bundle) -> Result<(), Failure> {
 
 /// Cuts the mounts off from the host's as the configuration says, and mounts the root file system over its own path.
 /// Gives it, and the propagation of mounts that say nothing about it.
-fn take_root(bundle: &Bundle) -> Result<(Root, (u64, bool)), Failure> {
+fn take_root(bundle: &Bundle) -> Result<(Root, Propagation), Failure> {
     let wanted = bundle.linux().map_err(plain)?.rootfs_propagation().clone().unwrap_or_default();
-    let (flag, _) = match wanted.as_str() {
-        "" => (libc::MS_SLAVE, true),
-        name => options::propagation(name)
+    let propagation = match wanted.as_str() {
+        "" => Propagation::RSLAVE,
+        name => Propagation::parse(name)
             .ok_or_else(|| Failure::Refused(format!("linux.rootfsPropagation: `{name}` is not a propagation type")))?,
     };
     // Whatever else is asked for, what happens here stays here; binds that are shared were taken hold of before.
-    let all = if flag == libc::MS_PRIVATE { MountPropagationFlags::PRIVATE } else { MountPropagationFlags::DOWNSTREAM };
+    let all = if propagation.is_private() { MountPropagationFlags::PRIVATE } else { MountPropagationFlags::DOWNSTREAM };
     mount_change("/", all | MountPropagationFlags::REC).during(|| "cut the mounts off from the host's".to_owned())?;
     let path = bundle.rootfs().map_err(plain)?;
     let step = || format!("mount the root file system `{}`", path.display());
     let under = open_host(&path)?;
     let tree = clone_tree(under.as_fd(), true).during(step)?;
     attach(tree.as_fd(), under.as_fd()).during(step)?;
-    Ok((Root::new(tree)?, (flag, true)))
+    Ok((Root::new(tree)?, propagation))
 }
 
 /// Sets the propagation of the new root itself, which had to be cut off while it became the root.
 fn finish_propagation(wanted: Option<&str>) -> Result<(), Failure> {
-    let Some((flag, recursive)) = wanted.filter(|name| !name.is_empty()).and_then(options::propagation) else {
+    let Some((change, all)) = wanted.and_then(Propagation::parse).map(Propagation::change) else {
         return Ok(());
     };
     let root = sandbox::open_directory("/")?;
-    let change = MountChange { propagation: flag, ..MountChange::default() };
-    xbuild_sys::change_mount(root.as_fd(), change, recursive).during(|| "set the propagation of the root".to_owned())
+    xbuild_sys::change_mount(root.as_fd(), change, all).during(|| "set the propagation of the root".to_owned())
 }
 
 /// For roots that cannot be exchanged, such as that of an initial ramdisk: moves the new one over the old one.

@@ -43,7 +43,6 @@ pub use error::OciError;
 pub use exec::ExecOptions;
 pub use features::features;
 pub use generate::configuration;
-pub(crate) use options::propagation;
 pub use state::{Record, Runtime, Status};
 pub use wait::{forward_signals, wait_for};
 

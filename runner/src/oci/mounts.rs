@@ -1,6 +1,7 @@
 //! The mounts of a configuration, in its order, each made detached and attached below the root by descriptor.
 
 use super::options::{Attributes, Options};
+use crate::Propagation;
 use crate::error::{During, Failure};
 use crate::protocol::Leftovers;
 use crate::sandbox::resolve::{Kind, Root, open_inside, type_of};
@@ -67,7 +68,7 @@ pub(super) struct Place<'a> {
     pub(super) own_cgroups: bool,
     pub(super) cgroup: &'a CgroupSpec,
     /// What binds do that say nothing about it.
-    pub(super) propagation: (u64, bool),
+    pub(super) propagation: Propagation,
 }
 
 impl Place<'_> {
@@ -77,8 +78,8 @@ impl Place<'_> {
         let label = || format!("mount `{path}`");
         if let Some(tree) = source {
             let target = self.target(&tree, path)?;
-            change(&tree, MountChange { propagation: self.propagation.0, ..MountChange::default() }, true)
-                .during(label)?;
+            let (what, all) = self.propagation.everywhere().change();
+            change(&tree, what, all).during(label)?;
             finish(&tree, &options).during(label)?;
             return attach(tree.as_fd(), target.as_fd()).during(label);
         }
@@ -188,8 +189,8 @@ fn finish(tree: &OwnedFd, options: &Options) -> Result<(), Errno> {
     if *own != Attributes::default() {
         change(tree, MountChange { set: own.set, clear: own.clear, propagation: 0 }, false)?;
     }
-    for (flag, all) in propagation {
-        change(tree, MountChange { propagation: *flag, ..MountChange::default() }, *all)?;
+    for (what, all) in propagation.iter().map(|propagation| propagation.change()) {
+        change(tree, what, all)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Options of mounts, as mount(8) and the runtime specification name them.
 
+use crate::Propagation;
 use crate::error::Failure;
 use oci_spec::runtime::Mount;
 
@@ -12,7 +13,7 @@ pub(super) struct Options {
     /// A directory or file of the host, and whether with the mounts below it.
     pub(super) bind: Option<bool>,
     /// `MS_*` bits with whether they go for the mounts below, too; in order.
-    pub(super) propagation: Vec<(u64, bool)>,
+    pub(super) propagation: Vec<Propagation>,
     /// A tmpfs begins with what it covers.
     pub(super) copy_up: bool,
     /// What is left is for the file system; options without a value are flags.
@@ -61,17 +62,6 @@ const ATTRIBUTES: [(&str, u64, u64); 18] = [
     ("nostrictatime", libc::MOUNT_ATTR__ATIME, libc::MOUNT_ATTR_RELATIME),
 ];
 
-const PROPAGATION: [(&str, u64, bool); 8] = [
-    ("private", libc::MS_PRIVATE, false),
-    ("rprivate", libc::MS_PRIVATE, true),
-    ("slave", libc::MS_SLAVE, false),
-    ("rslave", libc::MS_SLAVE, true),
-    ("shared", libc::MS_SHARED, false),
-    ("rshared", libc::MS_SHARED, true),
-    ("unbindable", libc::MS_UNBINDABLE, false),
-    ("runbindable", libc::MS_UNBINDABLE, true),
-];
-
 impl Options {
     pub(super) fn parse(mount: &Mount) -> Result<Options, Failure> {
         let mut options = Options::default();
@@ -104,8 +94,8 @@ impl Options {
             self.recursive.change(*mask, *set);
             return Ok(());
         }
-        if let Some((flag, all)) = propagation(option) {
-            self.propagation.push((flag, all));
+        if let Some(propagation) = Propagation::parse(option) {
+            self.propagation.push(propagation);
             return Ok(());
         }
         match option {
@@ -126,17 +116,12 @@ impl Options {
     }
 }
 
-/// The bit of a propagation type, and whether it goes for mounts below, too.
-pub(crate) fn propagation(name: &str) -> Option<(u64, bool)> {
-    PROPAGATION.iter().find(|(own, ..)| *own == name).map(|(_, flag, all)| (*flag, *all))
-}
-
 /// All options that mean something here, whatever the file system.
 pub(super) fn names() -> Vec<String> {
     let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name);
     let recursive = attributes.clone().map(|name| format!("r{name}"));
     let others = ["async", "bind", "defaults", "rbind", "tmpcopyup"];
-    let plain = attributes.chain(PROPAGATION.iter().map(|(name, ..)| *name)).chain(others).map(str::to_owned);
+    let plain = attributes.chain(others).map(str::to_owned).chain(Propagation::names());
     let mut all: Vec<String> = plain.chain(recursive).collect();
     all.sort();
     all
@@ -165,7 +150,7 @@ mod tests {
         assert_eq!(options.bind, Some(true));
         assert_eq!(options.recursive.set, libc::MOUNT_ATTR_RDONLY);
         assert_eq!(options.own.set, libc::MOUNT_ATTR_NOSUID);
-        assert_eq!(options.propagation, [(libc::MS_SLAVE, true)]);
+        assert_eq!(options.propagation, [Propagation::RSLAVE]);
         assert_eq!(parse("bind", &[]).unwrap().bind, Some(false));
     }
 

@@ -11,7 +11,7 @@ use rustix::mount::MountAttrFlags;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use xbuild_sys::{MountChange, MountFlags};
+use xbuild_sys::MountFlags;
 
 /// Detached mounts of a request that stay connected with the host's, by their places in it.
 pub(crate) type Propagated = BTreeMap<usize, OwnedFd>;
@@ -23,7 +23,7 @@ pub(crate) fn take_hold(spec: &Spec) -> Result<Propagated, Failure> {
     let mut held = Propagated::new();
     for (index, mount) in spec.mounts.iter().enumerate() {
         if let MountSource::Propagated { path, recursive, propagation } = &mount.source {
-            check_connected(path, propagation.ends_with("shared"))?;
+            check_connected(path, propagation.is_shared())?;
             let tree = clone_tree(open_host(path)?.as_fd(), *recursive);
             held.insert(index, tree.during(|| format!("prepare the mount `{}`", mount.destination))?);
         }
@@ -98,9 +98,7 @@ fn place(root: &Root, path: &str, tree: OwnedFd, flags: MountFlags, leftovers: &
 /// Lets a mount that was taken hold of pass on what the request says.
 fn connected(mount: &MountSpec, tree: OwnedFd) -> Result<OwnedFd, Failure> {
     if let MountSource::Propagated { propagation, .. } = &mount.source {
-        let (flag, all) = crate::oci::propagation(propagation)
-            .ok_or_else(|| Failure::Refused(format!("`{propagation}` is not a propagation type")))?;
-        let change = MountChange { propagation: flag, ..MountChange::default() };
+        let (change, all) = propagation.change();
         xbuild_sys::change_mount(tree.as_fd(), change, all).during(|| format!("connect `{}`", mount.destination))?;
     }
     Ok(tree)

@@ -4,6 +4,7 @@ use crate::cli::values::{fields, pairs};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use xbuild_runner::Propagation;
 use xbuild_runner::container::config::{Device, MountRequest, PortBinding, RestartPolicy, Ulimit};
 use xbuild_runner::container::log::parse_size;
 
@@ -198,8 +199,10 @@ fn source(text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// How mounts of the host and the container can be connected.
-const PROPAGATION: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
+/// Whether this says how mounts of the host and the container are to be connected.
+fn is_propagation(text: &str) -> bool {
+    Propagation::parse(text).is_some_and(|propagation| !propagation.is_unbindable())
+}
 
 /// `-v`.
 pub(crate) fn volume(text: &str) -> Result<MountRequest> {
@@ -221,7 +224,7 @@ pub(crate) fn volume(text: &str) -> Result<MountRequest> {
             "ro" => mount.read_only = true,
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             "nocopy" if !bind => mount.no_copy = true,
-            _ if bind && PROPAGATION.contains(&option) => mount.propagation = option.to_owned(),
+            _ if bind && is_propagation(option) => mount.propagation = option.to_owned(),
             _ => bail!("invalid mode: {option}"),
         }
     }
@@ -263,7 +266,7 @@ pub(crate) fn mount(text: &str) -> Result<MountRequest> {
                 mount.tmpfs_mode = Some(mode.map_err(|_| anyhow!("invalid value for tmpfs-mode: {field}"))?);
             }
             "consistency" => {}
-            "bind-propagation" if value.is_some_and(|value| PROPAGATION.contains(&value)) => {
+            "bind-propagation" if value.is_some_and(is_propagation) => {
                 mount.propagation = given()?.to_owned();
             }
             "bind-propagation" => bail!("invalid propagation value: {}", given()?),

@@ -12,7 +12,7 @@ use xbuild_runner::container::{Connection, ContainerError, Found, IdleMonitor, L
 use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::{
     Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges,
-    Rlimit, Rootfs, Seccomp, Security, Space, Spec, users,
+    Propagation, Rlimit, Rootfs, Seccomp, Security, Space, Spec, users,
 };
 
 impl Engine {
@@ -201,9 +201,9 @@ impl Engine {
         let mut asked = Vec::new();
         for mount in &found.container.mounts {
             let (path, recursive) = (self.source_of(mount)?, mount.kind == "bind" && !mount.non_recursive);
-            let source = match mount.propagation.as_str() {
-                "" | "private" | "rprivate" => MountSource::Bind { path, selector: String::new(), recursive },
-                other => MountSource::Propagated { path, recursive, propagation: other.to_owned() },
+            let source = match Propagation::parse(&mount.propagation).filter(|propagation| !propagation.is_private()) {
+                Some(propagation) => MountSource::Propagated { path, recursive, propagation },
+                None => MountSource::Bind { path, selector: String::new(), recursive },
             };
             asked.push(MountSpec { source, destination: mount.destination.clone(), readonly: !mount.rw });
         }

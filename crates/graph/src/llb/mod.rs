@@ -233,7 +233,7 @@ impl Reader<'_> {
         }
         let platform = op.platform.as_ref().map(read_platform);
         let described = self.metadata.remove(digest).unwrap_or_default();
-        let name = described.description.get(NAME).cloned();
+        let name = described.description.get(NAME).filter(|name| !name.is_empty()).cloned();
         let op = match op.op {
             Some(pb::op::Op::Source(source)) => Op::Source(source::read(source, platform, self.images)?),
             Some(pb::op::Op::Exec(exec)) => Op::Exec(Box::new(exec::read(exec, platform, inputs.len())?)),

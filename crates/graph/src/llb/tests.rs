@@ -279,3 +279,23 @@ fn a_deep_definition_needs_no_stack() {
     let bytes = encode(&graph, last);
     assert_eq!(decoded(&bytes).unwrap().0.len(), 50_001);
 }
+
+#[test]
+fn an_op_without_a_name_is_called_what_it_does() {
+    let local = source("local://context", &[]);
+    let bytes = local.encode_to_vec();
+    let digest = Digest::of(&bytes).to_string();
+    let last = op(&[&digest], None).encode_to_vec();
+    for name in [None, Some(""), Some("mine")] {
+        let description = name.map(|name| (NAME.to_owned(), name.to_owned())).into_iter().collect();
+        let about = pb::OpMetadata { description, ..pb::OpMetadata::default() };
+        let definition = pb::Definition {
+            def: vec![bytes.clone(), last.clone()],
+            metadata: [(digest.clone(), about)].into(),
+            source: None,
+        };
+        let (graph, result) = decoded(&definition.encode_to_vec()).unwrap();
+        let want = name.filter(|name| !name.is_empty()).unwrap_or("local://context");
+        assert_eq!(graph[result.vertex].meta.name, want, "{name:?}");
+    }
+}
