@@ -47,7 +47,7 @@ pub struct Spec {
     pub hosts_file: Option<Vec<u8>>,
     /// Content of `/etc/resolv.conf` (mounted read-only, never in the layer).
     pub resolv_conf: Option<Vec<u8>>,
-    /// Size of `/dev/shm` in bytes; 64 MiB when absent.
+    /// Size of `/dev/shm` in bytes; 64 MiB when absent, and none at all when 0.
     pub shm_size: Option<u64>,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,

@@ -208,3 +208,33 @@ fn names_cannot_leave_their_place() {
     }
     lab.xbuild(&["inspect", "../../x"]).exits(1).says("No such");
 }
+
+#[test]
+fn memory_is_shared_with_those_who_may() {
+    let Some(lab) = lab(&[]) else { return };
+    start(&lab, "private", &[], &["sleep", "100"]);
+    start(&lab, "open", &["--ipc", "shareable"], &["sh", "-c", "echo shared > /dev/shm/f; sleep 100"]);
+    wait_until("it has written", || lab.xbuild(&["exec", "open", "cat", "/dev/shm/f"]).run().code == 0);
+    let run = |ipc: &str, command: &[&str]| lab.xbuild(&["run", "--rm", "--ipc", ipc, "busybox"]).args(command);
+    assert_eq!(run("container:open", &["cat", "/dev/shm/f"]).ok().out(), "shared");
+    run("container:private", &["true"]).exits(125).says("non-shareable IPC");
+    run("none", &["test", "-e", "/dev/shm"]).exits(1);
+    run("nonsense", &["true"]).exits(125).says("invalid IPC mode: nonsense");
+    lab.xbuild(&["rm", "-f", "private", "open"]).ok();
+}
+
+#[test]
+fn events_say_who_ended_a_container() {
+    let Some(lab) = lab(&[]) else { return };
+    let ended = |name: &str, commands: &[&[&str]]| {
+        start(&lab, name, &[], &["sleep", "100"]);
+        commands.iter().for_each(|command| drop(lab.xbuild(command).arg(name).ok()));
+        let filter = format!("container={name}");
+        let seen = ["events", "--since", "1h", "--until", "0s", "--filter", &filter, "--format", "{{.Action}}"];
+        let seen = lab.xbuild(&seen).ok().out();
+        seen.lines().skip_while(|action| *action != "kill").map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(ended("stopped", &[&["stop", "-t", "0"]]), "kill die stop");
+    assert_eq!(ended("killed", &[&["kill"], &["wait"]]), "kill die");
+    assert_eq!(ended("removed", &[&["rm", "-f"]]), "kill die destroy");
+}

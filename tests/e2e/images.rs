@@ -158,3 +158,16 @@ fn inspect_and_history_tell_how_it_was_made() {
         assert!(line.contains(part), "`{part}` is not in `{line}`");
     }
 }
+
+#[test]
+fn an_image_whose_container_runs_loses_its_name_only_by_force() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.xbuild(&["run", "-d", "--name", "user", "busybox", "sleep", "100"]).ok();
+    lab.xbuild(&["rmi", "busybox"]).exits(1).says("(must force)");
+    let id = lab.xbuild(&["images", "-q", "busybox"]).ok().out();
+    lab.xbuild(&["rmi", "-f", &id]).exits(1).says("(cannot be forced)");
+    assert_eq!(lab.xbuild(&["rmi", "-f", "busybox"]).ok().out(), "Untagged: busybox:latest");
+    lab.xbuild(&["run", "--pull", "never", "busybox"]).exits(125).says("No such image: busybox:latest");
+    assert_eq!(lab.xbuild(&["exec", "user", "echo", "still"]).ok().out(), "still");
+    lab.xbuild(&["rm", "-f", "user"]).ok();
+}

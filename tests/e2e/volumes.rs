@@ -112,3 +112,21 @@ fn mounts_are_passed_on_as_a_bind_says() {
     assert!(lines[9].contains("but it is not a shared or slave mount"), "{said}");
     assert_eq!(lines[10], "125", "{said}");
 }
+
+#[test]
+fn a_volume_can_be_a_directory_of_the_host() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.write("dir/f", "host\n");
+    let device = format!("device={}", lab.path("dir").display());
+    lab.xbuild(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, "own"]).ok();
+    assert_eq!(sh(&lab, &["-v", "own:/v"], "busybox", "cat /v/f; echo back > /v/g"), "host");
+    assert_eq!(lab.read("dir/g"), "back");
+    let shown = lab.xbuild(&["volume", "inspect", "own"]).ok().json();
+    assert_eq!((&shown[0]["Options"]["o"], &shown[0]["Labels"]), (&"bind".into(), &serde_json::Value::Null));
+    lab.xbuild(&["volume", "rm", "own"]).ok();
+    assert_eq!(lab.read("dir/f"), "host");
+    for options in [&["type=nfs"][..], &["type=none", "o=bind", "device=rel"], &["size=1"]] {
+        let flags: Vec<&str> = options.iter().flat_map(|option| ["-o", option]).collect();
+        lab.xbuild(&["volume", "create"]).args(&flags).arg("odd").exits(1);
+    }
+}

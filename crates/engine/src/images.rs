@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use xbuild_cache::{Tree, TreeId};
 use xbuild_graph::Platform;
-use xbuild_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Reference};
+use xbuild_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Reference, RunConfig};
 use xbuild_solver::Cancel;
 
 /// A line of `images`.
@@ -200,7 +200,9 @@ impl Engine {
             "Variant": config.variant,
             "Os": config.os,
             "Size": size,
-            "Config": config.config,
+            "Config": whole(&config.config),
+            "Parent": "",
+            "DockerVersion": "",
             "RootFS": {"Type": "layers", "Layers": config.rootfs.diff_ids},
             "Descriptor": {"mediaType": found.manifest.media_type, "digest": found.digest},
         }))
@@ -418,4 +420,17 @@ fn with_digests(name: &str, names: &[String]) -> Vec<String> {
 /// Whether a name fits a pattern of Go's `path.Match`, in which `*` stops at slashes.
 pub fn name_fits(pattern: &str, name: &str) -> bool {
     xbuild_frontend::glob_match(pattern, name)
+}
+/// A configuration with the fields that docker shows of every image.
+fn whole(config: &RunConfig) -> Value {
+    let mut shown = json!({
+        "Hostname": "", "Domainname": "", "User": "", "AttachStdin": false, "AttachStdout": false, "AttachStderr": false,
+        "Tty": false, "OpenStdin": false, "StdinOnce": false, "Env": null, "Cmd": null, "Image": "", "Volumes": null,
+        "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": null,
+    });
+    // A configuration always has a JSON form.
+    if let (Value::Object(shown), Ok(Value::Object(own))) = (&mut shown, serde_json::to_value(config)) {
+        shown.extend(own);
+    }
+    shown
 }

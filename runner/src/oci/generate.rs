@@ -126,11 +126,12 @@ fn mounts(spec: &Spec, privileges: &Privileges) -> Result<Vec<Value>, Failure> {
     if spec.show_cgroups || crate::cgroup::is_unified() {
         mounts.push(one("/sys/fs/cgroup", "cgroup", &["nosuid", "nodev", "noexec", write]));
     }
-    mounts.push(match spec.namespaces.ipc {
-        Space::Own => one("/dev/shm", "tmpfs", &["nosuid", "nodev", "noexec", "mode=1777", &size]),
-        Space::Host => json!({
+    mounts.extend(match spec.namespaces.ipc {
+        Space::Own if spec.shm_size == Some(0) => None,
+        Space::Own => Some(one("/dev/shm", "tmpfs", &["nosuid", "nodev", "noexec", "mode=1777", &size])),
+        Space::Host => Some(json!({
             "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "rprivate"],
-        }),
+        })),
         Space::Of(_) => {
             return Err(Failure::Refused(
                 "--ipc container: is not supported with another OCI runtime, since /dev/shm cannot be shared"

@@ -6,7 +6,10 @@ use super::staging::Staging;
 use super::{cgroups, nodes, sysctl};
 use crate::error::{During, Failure};
 use crate::spec::{Privileges, Spec};
-use rustix::fs::{Access, FileType, Mode, OFlags, ResolveFlags, access, makedev, mkdirat, openat, openat2, symlinkat};
+use rustix::fs::{
+    Access, AtFlags, FileType, Mode, OFlags, ResolveFlags, access, makedev, mkdirat, openat, openat2, symlinkat,
+    unlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -128,16 +131,20 @@ fn mount_dev(root: &Root, spec: &Spec, shm: Option<OwnedFd>) -> Result<OwnedFd, 
     attach_system(root, "dev", dev.as_fd())?;
     let pts = terminals()?;
     let size = spec.shm_size.unwrap_or(64 << 20).to_string();
-    let shm = match shm {
-        Some(shared) => shared,
-        None => new_filesystem(
-            "tmpfs",
-            &[("source", "shm"), ("mode", "1777"), ("size", size.as_str())],
-            NOSUID | NODEV | NOEXEC,
-        )?,
+    let shm = match (shm, spec.shm_size) {
+        (Some(shared), _) => Some(shared),
+        (None, Some(0)) => {
+            unlinkat(&dev, "shm", AtFlags::REMOVEDIR).during(|| "leave `/dev/shm` out".to_owned())?;
+            None
+        }
+        (None, _) => {
+            let options = [("source", "shm"), ("mode", "1777"), ("size", size.as_str())];
+            Some(new_filesystem("tmpfs", &options, NOSUID | NODEV | NOEXEC)?)
+        }
     };
     let mqueue = new_filesystem("mqueue", &[], NOSUID | NODEV | NOEXEC)?;
-    for (name, mount) in [("pts", &pts), ("shm", &shm), ("mqueue", &mqueue)] {
+    let mounts = [("pts", Some(&pts)), ("shm", shm.as_ref()), ("mqueue", Some(&mqueue))];
+    for (name, mount) in mounts.into_iter().filter_map(|(name, mount)| Some((name, mount?))) {
         let target = openat(&dev, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
             .during(|| format!("open `/dev/{name}`"))?;
         attach(mount.as_fd(), target.as_fd()).during(|| format!("attach `/dev/{name}`"))?;

@@ -51,6 +51,7 @@ pub(crate) fn logs(args: &LogsArgs, global: &Global) -> Result<Outcome> {
         since: bound(&args.since)?,
         until: bound(&args.until)?,
         timestamps: args.timestamps,
+        details: args.details,
         out: BufWriter::with_capacity(64 << 10, std::io::stdout().lock()),
         err: BufWriter::with_capacity(64 << 10, std::io::stderr().lock()),
         at_start: [true, true],
@@ -177,6 +178,7 @@ struct Printer<'a> {
     since: Option<(i64, u32)>,
     until: Option<(i64, u32)>,
     timestamps: bool,
+    details: bool,
     out: BufWriter<std::io::StdoutLock<'a>>,
     err: BufWriter<std::io::StderrLock<'a>>,
     /// The next piece begins a line, by stream.
@@ -208,6 +210,10 @@ impl Printer<'_> {
         let at_start = &mut self.at_start[usize::from(error)];
         if self.timestamps && *at_start {
             write!(to, "{} ", entry.time)?;
+        }
+        if self.details && *at_start {
+            // Options that would put labels or variables here are refused when a container is made.
+            write!(to, " ")?;
         }
         *at_start = entry.log.ends_with('\n');
         Ok(to.write_all(entry.log.as_bytes())?)

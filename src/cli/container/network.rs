@@ -196,7 +196,7 @@ fn connect(args: &ConnectArgs, containers: &Containers, networks: &Networks) -> 
     }
     let asked =
         Asked { aliases: args.alias.clone(), ipv4_address: args.ip.clone().unwrap_or_default(), ..Asked::default() };
-    let request = asked::request(&network.name, &asked)?;
+    let request = asked::request(container, &network.name, &asked)?;
     if found.state.status.is_alive() {
         let path = format!("/proc/{}/ns/net", found.state.pid);
         let namespace = std::fs::File::open(&path).with_context(|| format!("cannot open `{path}`"))?;

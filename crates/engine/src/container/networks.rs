@@ -11,7 +11,7 @@ pub fn wanted(container: &Container) -> Result<Option<ContainerNetwork>, EngineE
     if matches!(host.network_mode.as_str(), "host" | "none") || host.network_mode.starts_with("container:") {
         return Ok(None);
     }
-    let endpoints = container.networks.iter().map(|(name, endpoint)| request(name, endpoint));
+    let endpoints = container.networks.iter().map(|(name, endpoint)| request(container, name, endpoint));
     Ok(Some(ContainerNetwork {
         id: container.id.clone(),
         name: container.name.clone(),
@@ -26,8 +26,12 @@ pub fn resolvers(container: &Container) -> Resolvers {
     Resolvers::parse(resolv_conf(&container.host_config).as_bytes())
 }
 
-/// A place in a network, as it was asked for.
-pub fn request(network: &str, endpoint: &config::Endpoint) -> Result<EndpointRequest, EngineError> {
+/// A place of a container in a network, as it was asked for. There it answers to its host name, too.
+pub fn request(
+    container: &Container,
+    network: &str,
+    endpoint: &config::Endpoint,
+) -> Result<EndpointRequest, EngineError> {
     if !endpoint.ipv6_address.is_empty() {
         return Err(EngineError::Source("--ip6: networks have no IPv6 addresses".to_owned()));
     }
@@ -39,7 +43,9 @@ pub fn request(network: &str, endpoint: &config::Endpoint) -> Result<EndpointReq
         "" => None,
         text => Some(mac(text).ok_or_else(|| EngineError::Source(format!("invalid mac address: {text}")))?),
     };
-    Ok(EndpointRequest { network: network.to_owned(), aliases: endpoint.aliases.clone(), address, mac })
+    let host_name = Some(&container.config.hostname).filter(|name| !name.is_empty());
+    let aliases = endpoint.aliases.iter().chain(host_name).cloned().collect();
+    Ok(EndpointRequest { network: network.to_owned(), aliases, address, mac })
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

@@ -104,7 +104,7 @@ impl Engine {
             domainname: config.domainname.clone(),
             namespaces: Namespaces {
                 pid: self.space(&host.pid_mode, "pid")?,
-                ipc: self.space(&host.ipc_mode, "ipc")?,
+                ipc: self.ipc_space(&host.ipc_mode)?,
                 uts: self.space(&host.uts_mode, "uts")?,
                 cgroup: self.space(&host.cgroupns_mode, "cgroupns")?,
             },
@@ -112,7 +112,10 @@ impl Engine {
             sysctls: host.sysctls.clone().into_iter().collect(),
             oom_score_adj: Some(host.oom_score_adj).filter(|score| *score != 0),
             show_cgroups: true,
-            shm_size: Some(host.shm_size).filter(|size| *size > 0),
+            shm_size: match host.ipc_mode.as_str() {
+                "none" => Some(0),
+                _ => Some(host.shm_size).filter(|size| *size > 0),
+            },
             rlimits: rlimits(host),
             cgroup: Some(group_of(container)),
             console: config.tty.then(|| size.unwrap_or((0, 0))),
@@ -248,6 +251,25 @@ impl Engine {
                 None => Err(EngineError::Source(format!("--{what}: invalid mode: {other}"))),
             },
         }
+    }
+
+    /// `--ipc`, which other containers join only where their owner says so.
+    fn ipc_space(&self, mode: &str) -> Result<Space, EngineError> {
+        let Some(name) = mode.strip_prefix("container:") else {
+            return match mode {
+                "none" => Ok(Space::Own),
+                "" | "private" | "shareable" | "host" => self.space(mode, "ipc"),
+                other => Err(EngineError::Source(format!("invalid IPC mode: {other}"))),
+            };
+        };
+        let donor = self.containers().find(name)?.container;
+        if !matches!(donor.host_config.ipc_mode.as_str(), "shareable" | "host") {
+            return Err(EngineError::Source(format!(
+                "failed to join IPC namespace: container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+                donor.id
+            )));
+        }
+        self.space(mode, "ipc")
     }
 
     /// Process 1 of a container that runs.
