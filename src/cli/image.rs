@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use xbuild_engine::Engine;
+use xbuild_engine::images::Summary;
 use xbuild_oci::Reference;
 use xbuild_runner::container::clock;
 
@@ -206,6 +207,15 @@ const IMAGE_HEADERS: [(&str, &str); 8] = [
     ("Containers", "CONTAINERS"),
 ];
 
+/// Repository and tag, as lists show them.
+pub(crate) fn shown_name(image: &Summary) -> Result<(String, String)> {
+    let none = || "<none>".to_owned();
+    let Some(name) = &image.name else { return Ok((none(), none())) };
+    let own: Reference = name.parse()?;
+    let bare = Reference { tag: None, digest: None, ..own.clone() };
+    Ok((bare.familiar(), own.tag.unwrap_or_else(none)))
+}
+
 pub(crate) fn images(args: &ImagesArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
     let filters = keyed(&args.filter, &["before", "dangling", "label", "reference", "since", "until"])?;
@@ -236,13 +246,7 @@ pub(crate) fn images(args: &ImagesArgs, global: &Global) -> Result<Outcome> {
         if !fits || args.name.as_ref().is_some_and(|name| !reference.as_ref().is_some_and(|own| is_like(own, name))) {
             continue;
         }
-        let (repository, tag) = match &reference {
-            None => ("<none>".to_owned(), "<none>".to_owned()),
-            Some(own) => {
-                let bare = Reference { tag: None, digest: None, ..own.clone() };
-                (bare.familiar(), own.tag.clone().unwrap_or_else(|| "<none>".to_owned()))
-            }
-        };
+        let (repository, tag) = shown_name(&image)?;
         rows.push(json!({
             "Repository": repository,
             "Tag": tag,

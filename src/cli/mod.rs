@@ -15,6 +15,7 @@ mod store;
 mod system;
 mod template;
 pub(crate) mod time;
+mod usage;
 mod values;
 
 use anyhow::{Context, Result};

@@ -1,15 +1,13 @@
-//! `system df`, `system prune`, `info`, `version`.
+//! `system prune`, `info`, `version`.
 
-use super::container::{Chosen, PruneArgs, confirmed, disk_size, prune_containers, prune_volumes, say_reclaimed};
-use super::format::{self, Shape, human};
+use super::container::{Chosen, PruneArgs, confirmed, prune_containers, prune_volumes, say_reclaimed};
 use super::image::prune_images;
 use super::template::Template;
-use super::{Global, Outcome};
+use super::{Global, Outcome, usage};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::io::Write;
-use xbuild_cache::{PruneFilter, UsageKind};
-use xbuild_engine::Engine;
+use xbuild_cache::PruneFilter;
 use xbuild_runner::container::Status;
 use xbuild_runner::rootless::Standing;
 
@@ -17,21 +15,13 @@ use xbuild_runner::rootless::Standing;
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum SystemCommand {
     /// Show what takes room
-    Df(DfArgs),
+    Df(usage::DfArgs),
     /// Show what happens
     Events(super::container::EventsArgs),
     /// Show facts about this host and store
     Info(InfoArgs),
     /// Remove containers, volumes, images and cache that nobody uses
     Prune(SystemPruneArgs),
-}
-
-/// Flags of `system df`.
-#[derive(clap::Args, Debug)]
-pub(crate) struct DfArgs {
-    /// `table`, `json`, or a template
-    #[arg(long)]
-    format: Option<String>,
 }
 
 /// Flags of `info` and `version`.
@@ -57,74 +47,11 @@ pub(crate) struct SystemPruneArgs {
 
 pub(crate) fn system(command: &SystemCommand, global: &Global) -> Result<Outcome> {
     match command {
-        SystemCommand::Df(args) => df(args, global),
+        SystemCommand::Df(args) => usage::df(args, global),
         SystemCommand::Events(args) => super::container::events(args, global),
         SystemCommand::Info(args) => info(args, global),
         SystemCommand::Prune(args) => prune(args, global),
     }
-}
-
-const HEADERS: [(&str, &str); 5] =
-    [("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE"), ("Reclaimable", "RECLAIMABLE")];
-
-fn df(args: &DfArgs, global: &Global) -> Result<Outcome> {
-    let engine = global.engine()?;
-    let rows = [images(&engine)?, containers(&engine)?, volumes(&engine)?, cache(&engine)?];
-    let shape = Shape {
-        headers: &HEADERS,
-        default: "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
-        quiet: "{{.Type}}",
-    };
-    format::print(&mut std::io::stdout().lock(), &shape, args.format.as_deref(), false, &rows)?;
-    Ok(Outcome::Success)
-}
-
-/// A row: sizes with whether each is in use.
-fn row(kind: &str, sizes: &[(u64, bool)]) -> Value {
-    let total: u64 = sizes.iter().map(|(size, _)| size).sum();
-    let free: u64 = sizes.iter().filter(|(_, used)| !used).map(|(size, _)| size).sum();
-    let share = (free * 100).checked_div(total).map(|percent| format!(" ({percent}%)")).unwrap_or_default();
-    json!({
-        "Type": kind,
-        "TotalCount": sizes.len().to_string(),
-        "Active": sizes.iter().filter(|(_, used)| *used).count().to_string(),
-        "Size": human(total),
-        "Reclaimable": format!("{}{share}", human(free)),
-    })
-}
-
-fn images(engine: &Engine) -> Result<Value> {
-    let used: Vec<String> = engine.containers().list()?.into_iter().map(|found| found.container.image).collect();
-    let mut seen = std::collections::BTreeSet::new();
-    let images = engine.list()?.into_iter().filter(|image| seen.insert(image.id));
-    let sizes: Vec<(u64, bool)> = images.map(|image| (image.size, used.contains(&image.id.to_string()))).collect();
-    Ok(row("Images", &sizes))
-}
-
-fn containers(engine: &Engine) -> Result<Value> {
-    let size = |found: &xbuild_runner::container::Found| {
-        let runs = matches!(found.state.status, Status::Running | Status::Paused | Status::Restarting);
-        (disk_size(&found.directory.join("fs")), runs)
-    };
-    let sizes: Vec<(u64, bool)> = engine.containers().list()?.iter().map(size).collect();
-    Ok(row("Containers", &sizes))
-}
-
-fn volumes(engine: &Engine) -> Result<Value> {
-    let (containers, volumes) = (engine.containers(), engine.volumes());
-    let all = containers.list()?;
-    let used = |name: &str| all.iter().any(|found| found.container.mounts.iter().any(|mount| mount.name == name));
-    let list = volumes.list()?;
-    let sizes: Vec<(u64, bool)> =
-        list.iter().map(|volume| (disk_size(&volumes.data(&volume.name)), used(&volume.name))).collect();
-    Ok(row("Local Volumes", &sizes))
-}
-
-fn cache(engine: &Engine) -> Result<Value> {
-    let usage = engine.store().usage()?.into_iter();
-    let own = usage.filter(|entry| matches!(entry.kind, UsageKind::Regular | UsageKind::CacheMount));
-    let sizes: Vec<(u64, bool)> = own.map(|entry| (entry.size, !entry.reclaimable)).collect();
-    Ok(row("Build Cache", &sizes))
 }
 
 fn prune(args: &SystemPruneArgs, global: &Global) -> Result<Outcome> {

@@ -28,6 +28,8 @@ pub struct Summary {
     pub updated: i64,
     /// Bytes of its files.
     pub size: u64,
+    /// Bytes of those that other images have, too.
+    pub shared: u64,
 }
 
 /// A line of `history`.
@@ -56,7 +58,8 @@ impl Engine {
     /// All images, the last named first.
     pub fn list(&self) -> Result<Vec<Summary>, EngineError> {
         let sizes = self.tree_sizes()?;
-        let mut list = Vec::new();
+        let mut list: Vec<Summary> = Vec::new();
+        let mut layers_of = Vec::new();
         let images = self.store().images()?;
         let parsed: Vec<Option<Reference>> = images.iter().map(|image| image.name.parse().ok()).collect();
         for (image, name) in images.iter().zip(&parsed) {
@@ -78,8 +81,18 @@ impl Engine {
                 created: found.config.created,
                 updated: image.updated,
                 size: layers.iter().map(|layer| sizes.get(&layer.id).copied().unwrap_or(0)).sum(),
+                shared: 0,
             });
+            layers_of.push(layers.into_iter().map(|layer| layer.id).collect::<Vec<_>>());
         }
+        let shares = |at: usize, layer: &TreeId| {
+            let others = list.iter().zip(&layers_of).filter(|(other, _)| other.id != list[at].id);
+            others.into_iter().any(|(_, layers)| layers.contains(layer))
+        };
+        let of = |layer: &TreeId| sizes.get(layer).copied().unwrap_or(0);
+        let shared = |at: usize| layers_of[at].iter().filter(|layer| shares(at, layer)).map(of).sum();
+        let shared: Vec<u64> = (0..list.len()).map(shared).collect();
+        list.iter_mut().zip(shared).for_each(|(image, shared)| image.shared = shared);
         Ok(list)
     }
 

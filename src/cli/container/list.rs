@@ -87,7 +87,7 @@ pub(crate) fn ps(args: &PsArgs, global: &Global) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-fn row(found: &Found, whole: bool, size: &str) -> Value {
+pub(crate) fn row(found: &Found, whole: bool, size: &str) -> Value {
     let container = &found.container;
     let config = &container.config;
     let labels: Vec<String> = config.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -166,7 +166,7 @@ pub(crate) fn status(found: &Found) -> String {
 }
 
 /// What the container has written, and with its image.
-fn size(engine: &Engine, found: &Found) -> Result<String> {
+pub(crate) fn size(engine: &Engine, found: &Found) -> Result<String> {
     let own = super::changes::disk_size(&found.directory.join("fs"));
     Ok(format!("{} (virtual {})", human(own), human(own + engine.tree_size(found.container.tree)?)))
 }

@@ -22,7 +22,7 @@ mod volume;
 pub(crate) use changes::{ImportArgs, disk_size, import};
 pub(crate) use events::{EventsArgs, events};
 pub(crate) use inspect::InspectFlags;
-pub(crate) use list::{at, has_label, keyed};
+pub(crate) use list::{at, has_label, keyed, row as container_row, size as disk_use};
 pub(crate) use prune::{Chosen, PruneArgs, confirmed, list_gone, prune_containers, prune_networks, prune_volumes};
 pub(crate) use volume::say_reclaimed;
 
