@@ -2,27 +2,27 @@
 
 use crate::cache_io::{Imports, Saver};
 use crate::context::{self, Contexts, LocalContext, Named};
-use crate::event::{EventKind, Events, Sink, StepId};
+use crate::event::{EventKind, Events, Sink};
 use crate::export::{self, Built, Exported, Exporter};
 use crate::git::redacted;
 use crate::image::Images;
 use crate::net::Net;
-use crate::network::Networks;
 use crate::request::{NoCache, Request};
 use crate::resolver::BuildResolver;
 use crate::snapshot::{Snapshots, Snapshotter};
-use crate::worker::{BuildWorker, Output};
-use crate::{EngineError, StepError, provenance, push};
+use crate::solve::Solve;
+use crate::worker::Output;
+use crate::{EngineError, provenance, push};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use xbuild_cache::{Store, TreeId};
 use xbuild_frontend::{self as frontend, Diagnostic, Entitlement, Parsed, Plan, SourceFile};
-use xbuild_graph::{Graph, LocalSource, NetworkMode, Op, Platform, SourceOp, VertexId};
+use xbuild_graph::{LocalSource, Platform, VertexId};
 use xbuild_oci::Digest;
 use xbuild_registry::{Certificates, Credentials};
 use xbuild_runner::Launcher;
-use xbuild_solver::{Cancel, Limits, SolveError, Solved, Status};
+use xbuild_solver::Cancel;
 
 /// Name of the main context in graphs.
 const MAIN: &str = "context";
@@ -110,7 +110,7 @@ impl Engine {
         &self.store
     }
 
-    pub(crate) fn net(&self) -> &Net {
+    pub(crate) fn net(&self) -> &Arc<Net> {
         &self.net
     }
 
@@ -195,12 +195,19 @@ impl Engine {
         let warnings = self.warn(&plan, &source, &events);
         let graph = Arc::new(plan.graph);
         let targets: Vec<VertexId> = plan.images.iter().filter_map(|i| i.result.map(|e| e.vertex)).collect();
-        let imports = Arc::new(Imports::load(&request.cache_from, &events)?);
-        let contexts = Arc::new(contexts);
-        let solve = || self.solve(request, &graph, &targets, &contexts, &source, imports.clone(), &events, cancel);
-        let solved = match solve() {
+        let solve = Solve {
+            engine: self,
+            request,
+            graph: graph.clone(),
+            contexts: Arc::new(contexts),
+            source: &source,
+            imports: Arc::new(Imports::load(&request.cache_from, &events)?),
+            events: &events,
+            cancel,
+        };
+        let solved = match solve.run(&targets) {
             // What was done is kept; what nobody uses makes room for the rest.
-            Err(error) if error.is_out_of_space() && self.store.make_room().unwrap_or(false) => solve(),
+            Err(error) if error.is_out_of_space() && self.store.make_room().unwrap_or(false) => solve.run(&targets),
             solved => solved,
         }?;
         let mut outputs = solved.outputs.iter().cloned();
@@ -222,7 +229,8 @@ impl Engine {
             built.push(Built { platform: image.platform, tree, config, provenance: statement.clone() });
         }
         let mut response = self.export(request, &built, &events)?;
-        let saver = Saver { store: &self.store, graph: &graph, solved: &solved, imports: &imports, events: &events };
+        let saver =
+            Saver { store: &self.store, graph: &graph, solved: &solved, imports: &solve.imports, events: &events };
         request.cache_to.iter().try_for_each(|cache| saver.save(cache))?;
         response.warnings = warnings;
         Ok(response)
@@ -266,88 +274,6 @@ impl Engine {
         Ok(())
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "each is a different thing that one solve needs, and all come from `build`"
-    )]
-    fn solve(
-        &self,
-        request: &Request,
-        graph: &Arc<Graph>,
-        targets: &[VertexId],
-        contexts: &Arc<Contexts>,
-        source: &SourceFile,
-        imports: Arc<Imports>,
-        events: &Events,
-        cancel: &Cancel,
-    ) -> Result<Solved<Output>, EngineError> {
-        if targets.is_empty() {
-            return Ok(Solved { outputs: Vec::new(), keys: Vec::new(), results: Vec::new() });
-        }
-        let mut steps = vec![StepId(0); graph.bound()];
-        for id in graph.in_order() {
-            steps[id.index()] = events.name(&redacted(&graph[id].meta.name));
-        }
-        let own_networks = graph.in_order().into_iter().filter(|id| has_own_network(&graph[*id].op)).count();
-        let worker = Arc::new(BuildWorker {
-            store: self.store.clone(),
-            net: self.net.clone(),
-            runtime: self.runtime()?.clone(),
-            launcher: self.launcher()?,
-            no_sandbox: self.check_sandbox("RUN").err().map(|error| error.to_string()),
-            contexts: contexts.clone(),
-            secrets: request.secrets.clone(),
-            ssh: request.ssh.clone(),
-            events: events.clone(),
-            steps: steps.clone(),
-            tails: Mutex::default(),
-            locals: Mutex::default(),
-            remotes: Mutex::default(),
-            listings: Mutex::default(),
-            staged: Mutex::default(),
-            views: Mutex::default(),
-            indexes: Mutex::default(),
-            networks: Networks::of_host(own_networks),
-            snapshots: self.snapshots.clone(),
-            cancel: cancel.clone(),
-            resources: request.resources.clone(),
-            groups: Default::default(),
-            epoch: request.source_date_epoch,
-            imports,
-        });
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let execs = if request.max_parallelism == 0 { (cores * 2).max(16) } else { request.max_parallelism };
-        let report = {
-            let (graph, events, steps) = (graph.clone(), events.clone(), steps);
-            move |id: VertexId, status: Status| {
-                let local = matches!(graph[id].op, Op::Source(SourceOp::Local(_)));
-                let kind = match status {
-                    Status::Started => EventKind::Started,
-                    Status::Cached if local => return,
-                    Status::Cached => EventKind::Cached,
-                    Status::Finished => EventKind::Done,
-                    Status::Failed => EventKind::Failed("failed".into()),
-                    Status::Cancelled => EventKind::Cancelled,
-                };
-                events.send(steps[id.index()], kind);
-            }
-        };
-        let solved = self.runtime()?.block_on(xbuild_solver::solve(
-            graph.clone(),
-            targets,
-            worker.clone(),
-            Limits { execs, lookups: cores.max(4) },
-            cancel.clone(),
-            &report,
-        ));
-        worker.save_indexes();
-        solved.map_err(|error| match error {
-            SolveError::Cancelled => EngineError::Cancelled,
-            SolveError::Internal(why) => EngineError::Internal(why),
-            SolveError::Failed { vertex, error } => step_error(graph, vertex, error, &worker, source),
-        })
-    }
-
     fn export(&self, request: &Request, built: &[Built], events: &Events) -> Result<Response, EngineError> {
         let pusher = push::Pusher { net: self.net(), runtime: self.runtime()?, store: &self.store, events };
         let exporter = Exporter { store: &self.store, request, built, events, pusher };
@@ -378,10 +304,6 @@ fn describe(response: &mut Response, exported: &Exported) -> Result<(), EngineEr
         metadata.insert("image.name".into(), json!(exported.names.join(",")));
     }
     Ok(())
-}
-
-fn has_own_network(op: &Op) -> bool {
-    matches!(op, Op::Exec(exec) if exec.network == NetworkMode::Default)
 }
 
 /// The request in the frontend's words.
@@ -418,31 +340,4 @@ fn entitlement(name: &str) -> Option<Entitlement> {
 
 pub(crate) fn rendered(diagnostics: &[Diagnostic], source: &SourceFile) -> EngineError {
     EngineError::Dockerfile(diagnostics.iter().map(|d| frontend::render_plain(d, source)).collect())
-}
-
-/// Adds step, place and the last output to what went wrong.
-fn step_error(
-    graph: &Graph,
-    vertex: VertexId,
-    error: EngineError,
-    worker: &BuildWorker,
-    source: &SourceFile,
-) -> EngineError {
-    let meta = &graph[vertex].meta;
-    let tails = worker.tails.lock().unwrap_or_else(PoisonError::into_inner);
-    let tail = tails.get(&vertex.index()).map(|t| String::from_utf8_lossy(t).into_owned()).unwrap_or_default();
-    let out_of_space = error.is_out_of_space();
-    let mut message = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
-    EngineError::Step(Box::new(StepError {
-        step: redacted(&meta.name),
-        message,
-        tail: tail.lines().map(str::to_owned).collect(),
-        excerpt: meta.span.map(|span| redacted(&frontend::excerpt(span, source))).unwrap_or_default(),
-        out_of_space,
-    }))
 }

@@ -26,6 +26,7 @@ mod push;
 pub mod request;
 mod resolver;
 mod snapshot;
+mod solve;
 mod stored;
 pub mod time;
 mod worker;
