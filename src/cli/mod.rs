@@ -19,6 +19,7 @@ mod usage;
 mod values;
 
 use anyhow::{Context, Result};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use on_demand::OnDemand;
 use std::ffi::OsString;
@@ -42,7 +43,7 @@ struct Cli {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Global {
     /// Directory of the store (default: /var/lib/xbuild, or $XDG_DATA_HOME/xbuild without root)
-    #[arg(long, global = true, env = "XBUILD_ROOT", value_name = "DIR")]
+    #[arg(long, global = true, env = "XBUILD_ROOT", value_name = "DIR", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     root: Option<PathBuf>,
     /// Found out before the command begins.
     #[arg(skip)]
@@ -247,10 +248,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 impl Global {
     /// The store's directory.
     fn root(&self) -> Result<PathBuf> {
-        if let Some(root) = &self.root {
-            return Ok(root.clone());
+        // An empty variable is one that is not set.
+        match self.root.as_ref().filter(|root| !root.as_os_str().is_empty()) {
+            Some(root) => Ok(root.clone()),
+            None => self.rights.default_root(),
         }
-        self.rights.default_root()
     }
 
     /// The containers of the store, without opening it.

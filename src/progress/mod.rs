@@ -13,6 +13,7 @@ use xbuild_engine::event::{Event, Sink};
 pub(crate) enum Mode {
     /// `tty` in a terminal, `plain` elsewhere.
     #[default]
+    #[value(alias = "")]
     Auto,
     /// A live view.
     Tty,

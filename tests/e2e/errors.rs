@@ -46,7 +46,7 @@ fn what_is_copied_has_to_be_there() {
 }
 
 #[test]
-fn a_wrong_command_line_exits_2() {
+fn a_wrong_command_line_has_docker_s_codes() {
     let Some(lab) = lab(&[]) else { return };
     lab.write("app/Dockerfile", "FROM busybox\n");
     // As docker has it: flags are told from what stands beside them.
@@ -63,6 +63,11 @@ fn a_wrong_command_line_exits_2() {
         (&["ps", "--last", "x"], 125),
         (&["run", "--nosuch", "busybox"], 125),
     ];
+    // An empty variable is one that is not set.
+    let root = lab.root().display().to_string();
+    let names = ["images", "--root", &root, "-q"];
+    assert_eq!(lab.xbuild(&names).env("XBUILD_ROOT", "").env("BUILDKIT_PROGRESS", "").ok().out().lines().count(), 1);
+    lab.xbuild(&["-o", "type=cacheonly", "app"]).env("BUILDKIT_PROGRESS", "").ok();
     for (arguments, code) in wrong {
         let done = lab.xbuild(arguments).exits(code);
         assert!(done.stdout.is_empty() && !done.stderr.is_empty(), "{done}");
