@@ -105,9 +105,10 @@ fn start(args: &RunArgs, global: &Global, monitor: Option<IdleMonitor>) -> Resul
                 detach_keys: flags.detach_keys.clone(),
                 proxy: args.sig_proxy,
             };
-            let ended = session.run()?;
+            // The container holds what it needs; the store is closed while it runs.
             global.sweep_later(&engine);
-            finish(ended)
+            drop(engine);
+            finish(session.run()?)
         }
     }
 }
