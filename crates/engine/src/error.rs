@@ -10,6 +10,9 @@ pub enum EngineError {
     /// A step failed.
     #[error(transparent)]
     Step(Box<StepError>),
+    /// No image of the store has this name, which is shown with its tag.
+    #[error("No such image: {0}")]
+    NoImage(String),
     /// A context or base cannot be had.
     #[error("{0}")]
     Source(String),

@@ -101,20 +101,11 @@ impl Engine {
         Ok(self.store().usage()?.into_iter().filter_map(|u| Some((number(&u.id)?, u.size))).collect())
     }
 
-    /// Whether a name or ID is that of an image of the store.
-    pub fn has_image(&self, name: &str) -> Result<bool, EngineError> {
-        match self.find(name, &Platform::host()) {
-            Ok(_) => Ok(true),
-            Err(EngineError::Source(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Finds an image by name, or by (the first digits of) its ID.
     pub(crate) fn find(&self, name: &str, platform: &Platform) -> Result<(Vec<String>, Found), EngineError> {
         let reference: Option<Reference> = name.parse().ok();
         let shown = reference.as_ref().map_or_else(|| name.to_owned(), Reference::familiar);
-        let missing = || EngineError::Source(format!("No such image: {shown}"));
+        let missing = || EngineError::NoImage(shown.clone());
         if let Some(image) = reference.and_then(|r| self.store().image(&r.to_string()).transpose()).transpose()? {
             let found = self.find_target(name, image.target, platform)?;
             return Ok((vec![image.name], found));

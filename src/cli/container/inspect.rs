@@ -115,7 +115,7 @@ fn look_up(engine: &Engine, name: &str, kinds: &[&str], size: bool) -> Result<Va
             },
             "image" => match engine.inspect(name) {
                 Ok(image) => Some(image),
-                Err(EngineError::Source(why)) if why.starts_with("No such image") => None,
+                Err(EngineError::NoImage(_)) => None,
                 Err(error) => return Err(error.into()),
             },
             "volume" => engine.volumes().get(name).ok().map(|volume| super::volume::shown(&volume)),

@@ -47,8 +47,7 @@ pub(crate) fn create(args: &CreateFlags, global: &Global) -> Result<Outcome> {
         let engine = global.engine()?;
         let request = args.request(true)?;
         let cidfile = args.cidfile()?;
-        bring(&engine, args, &request)?;
-        let container = engine.create(&request)?;
+        let container = make(&engine, args, &request)?;
         if let Some(path) = cidfile {
             std::fs::write(path, &container.id).with_context(|| format!("cannot write `{path}`"))?;
         }
@@ -77,8 +76,7 @@ fn start(args: &RunArgs, global: &Global, monitor: Option<IdleMonitor>) -> Resul
     let flags = &args.flags;
     let request = flags.request(!args.detach)?;
     let cidfile = flags.cidfile()?;
-    bring(&engine, flags, &request)?;
-    let container = engine.create(&request)?;
+    let container = make(&engine, flags, &request)?;
     if let Some(path) = cidfile {
         std::fs::write(path, &container.id).with_context(|| format!("cannot write `{path}`"))?;
     }
@@ -156,22 +154,21 @@ fn discard(engine: &Engine, container: &Container) {
     }
 }
 
-/// Has the image in the store, as `--pull` says.
-fn bring(engine: &Engine, flags: &CreateFlags, request: &CreateRequest) -> Result<()> {
-    let image = &request.image;
-    let here = engine.has_image(image)?;
-    match (flags.pull.as_str(), here) {
-        ("always", _) => {}
-        (_, true) => return Ok(()),
-        (how, false) => {
-            let shown = image.parse::<xbuild_oci::Reference>().map_or_else(|_| image.clone(), |r| r.familiar());
-            if how == "never" {
-                bail!("No such image: {shown}");
-            }
-            eprintln!("Unable to find image '{shown}' locally");
-        }
+/// Makes a container. The image is brought into the store first where `--pull` says so.
+fn make(engine: &Engine, flags: &CreateFlags, request: &CreateRequest) -> Result<Container> {
+    let bring = || pull(engine, &request.image, request.platform.as_ref(), flags.quiet);
+    if flags.pull == "always" {
+        bring()?;
+        return Ok(engine.create(request)?);
     }
-    pull(engine, image, request.platform.as_ref(), flags.quiet).map_err(anyhow::Error::from)
+    match engine.create(request) {
+        Err(EngineError::NoImage(name)) if flags.pull == "missing" => {
+            eprintln!("Unable to find image '{name}' locally");
+            bring()?;
+            Ok(engine.create(request)?)
+        }
+        made => Ok(made?),
+    }
 }
 
 fn pull(engine: &Engine, image: &str, platform: Option<&Platform>, quiet: bool) -> Result<(), EngineError> {
