@@ -3,6 +3,7 @@
 use crate::event::{Events, Sink};
 use crate::{Engine, EngineError};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 use xbuild_cache::{Tree, TreeId};
 use xbuild_graph::Platform;
@@ -85,18 +86,22 @@ impl Engine {
             });
             layers_of.push(layers.into_iter().map(|layer| layer.id).collect::<Vec<_>>());
         }
-        let shares = |at: usize, layer: &TreeId| {
-            let others = list.iter().zip(&layers_of).filter(|(other, _)| other.id != list[at].id);
-            others.into_iter().any(|(_, layers)| layers.contains(layer))
-        };
-        let of = |layer: &TreeId| sizes.get(layer).copied().unwrap_or(0);
-        let shared = |at: usize| layers_of[at].iter().filter(|layer| shares(at, layer)).map(of).sum();
-        let shared: Vec<u64> = (0..list.len()).map(shared).collect();
-        list.iter_mut().zip(shared).for_each(|(image, shared)| image.shared = shared);
+        // The images that have a layer, as far as it matters: one, or several.
+        let mut owner: HashMap<TreeId, Option<Digest>> = HashMap::new();
+        for (image, layers) in list.iter().zip(&layers_of) {
+            for layer in layers {
+                let first = owner.entry(*layer).or_insert(Some(image.id));
+                *first = first.filter(|id| *id == image.id);
+            }
+        }
+        for (image, layers) in list.iter_mut().zip(&layers_of) {
+            let shared = layers.iter().filter(|layer| owner.get(layer) == Some(&None));
+            image.shared = shared.map(|layer| sizes.get(layer).copied().unwrap_or(0)).sum();
+        }
         Ok(list)
     }
 
-    pub(crate) fn tree_sizes(&self) -> Result<std::collections::HashMap<TreeId, u64>, EngineError> {
+    pub(crate) fn tree_sizes(&self) -> Result<HashMap<TreeId, u64>, EngineError> {
         let number = |id: &str| id.strip_prefix("tree-")?.parse::<i64>().ok().map(TreeId::from);
         Ok(self.store().usage()?.into_iter().filter_map(|u| Some((number(&u.id)?, u.size))).collect())
     }
