@@ -257,7 +257,7 @@ pub(crate) fn kill(args: &KillArgs, global: &Global) -> Result<Outcome> {
     let containers = global.containers()?;
     each(&args.containers, |name| {
         // One line, as docker prints it.
-        send(&containers, name, &args.signal).map_err(|why| anyhow!("cannot kill container: {name}: {why}"))?;
+        send(&containers, name, &args.signal).map_err(|why| anyhow!("cannot kill container: {name}: {why:#}"))?;
         Ok(Some(name.to_owned()))
     })
 }
