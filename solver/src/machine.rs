@@ -316,7 +316,7 @@ impl<'g, O: Clone> Machine<'g, O> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xbuild_graph::{Edge, ExecOp, HttpSource, LocalSource, Meta, Mount, MountKind, Unkeyed};
+    use xbuild_graph::{Edge, ExecOp, HttpSource, LocalSource, Meta, Mount, MountKind};
 
     fn edge(vertex: VertexId) -> Edge {
         Edge { vertex, output: 0 }
@@ -338,20 +338,9 @@ mod tests {
         };
         let op = Op::Exec(Box::new(ExecOp {
             args: vec![command.into()],
-            env: vec![],
             cwd: "/".into(),
-            user: String::new(),
             mounts: vec![mount],
-            network: Default::default(),
-            security: Default::default(),
-            extra_hosts: vec![],
-            hostname: String::new(),
-            secret_env: vec![],
-            shm_size: None,
-            ulimits: vec![],
-            cgroup_parent: String::new(),
-            proxy_env: Unkeyed::default(),
-            platform: None,
+            ..ExecOp::default()
         }));
         let meta = Meta { ignore_cache, ..Meta::default() };
         graph.add(op, inputs.into_iter().map(edge).collect(), meta)

@@ -96,7 +96,7 @@ pub struct HttpSource {
 }
 
 /// A process and its surroundings. Input n of the vertex is mounted where a mount with `input: Some(n)` says.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ExecOp {
     /// Program and arguments.
     pub args: Vec<String>,

@@ -175,7 +175,7 @@ fn a_cache_with_an_owner_begins_as_a_directory_of_that_owner() {
     let exec = ExecOp {
         args: vec!["true".into()],
         mounts: vec![mount("/", None, Some(0), MountKind::Bind), mount("/c", None, None, kind(0o700))],
-        ..empty_exec()
+        ..ExecOp::default()
     };
     let result = add(&mut graph, Op::Exec(Box::new(exec)), vec![]);
     let (again, edge) = decoded(&encode(&graph, result)).unwrap();
@@ -185,26 +185,6 @@ fn a_cache_with_an_owner_begins_as_a_directory_of_that_owner() {
     let owner = Some(Owner { user: "5".into(), group: Some("6".into()) });
     let made = FileAction::Mkdir { path: "/cache".into(), mode: 0o700, parents: true, owner };
     assert_eq!(seed.actions, [made]);
-}
-
-fn empty_exec() -> ExecOp {
-    ExecOp {
-        args: vec![],
-        env: vec![],
-        cwd: "/".into(),
-        user: String::new(),
-        mounts: vec![],
-        network: NetworkMode::Default,
-        security: SecurityMode::Sandbox,
-        extra_hosts: vec![],
-        hostname: String::new(),
-        secret_env: vec![],
-        shm_size: None,
-        ulimits: vec![],
-        cgroup_parent: String::new(),
-        proxy_env: Unkeyed(BTreeMap::new()),
-        platform: None,
-    }
 }
 
 /// Makes an op from the digests of those before it.
