@@ -128,6 +128,20 @@ impl Store {
         if self.has_blob(digest)?.is_none() {
             return Err(StoreError::Missing(format!("the blob {digest}")));
         }
+        self.bytes_of(digest)
+    }
+
+    /// The same without marking it as used; `None` if it is not here, or damaged.
+    pub(crate) fn sound_blob(&self, digest: Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.bytes_of(digest) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(StoreError::Digest { .. }) => Ok(None),
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn bytes_of(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
         let path = self.blob_path(digest);
         let bytes = fs::read(&path).at("read", &path)?;
         match Digest::of(&bytes) {

@@ -3,8 +3,9 @@
 use crate::store::now_ms;
 use crate::{At, Problem, Store, StoreError};
 use rusqlite::{OptionalExtension, params};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -295,13 +296,13 @@ impl Store {
     fn held_blobs(&self) -> Result<BTreeSet<Digest>, StoreError> {
         let mut held = BTreeSet::new();
         let mut open: Vec<Digest> = self.images()?.into_iter().map(|i| i.target).collect();
-        open.extend(self.leases().into_iter().map(|lease| lease.manifest));
+        open.extend(self.leases()?.into_iter().map(|lease| lease.manifest));
         while let Some(digest) = open.pop() {
             if !held.insert(digest) {
                 continue;
             }
-            // A damaged manifest holds nothing; `store check` names it.
-            match self.read_blob(digest).ok().and_then(|b| Document::parse(&b, "").ok()) {
+            // A damaged manifest holds nothing; `store check` names it. One that cannot be read now may hold anything.
+            match self.sound_blob(digest)?.and_then(|bytes| Document::parse(&bytes, "").ok()) {
                 Some(Document::Index(index)) => open.extend(index.manifests.iter().map(|d| d.digest)),
                 Some(Document::Manifest(manifest)) => {
                     held.insert(manifest.config.digest);
@@ -332,7 +333,7 @@ impl Store {
             let mut query = db.prepare_cached("SELECT tree FROM manifests WHERE digest=?1 AND tree IS NOT NULL")?;
             open.extend(query.query_row([digest.as_bytes()], |row| row.get::<_, i64>(0)).optional()?);
         }
-        open.extend(self.leases().into_iter().map(|lease| lease.tree.0));
+        open.extend(self.leases()?.into_iter().map(|lease| lease.tree.0));
         let mut held = BTreeSet::new();
         while let Some(id) = open.pop() {
             if id != 0 && held.insert(id) {
@@ -383,8 +384,8 @@ impl Store {
             problems.push(Problem { what: format!("the index is damaged: {integrity}"), repaired: false });
         }
         self.check_trees(repair, &mut problems)?;
-        self.check_blobs(repair, &mut problems)?;
-        self.check_images(repair, &mut problems)?;
+        let sound = self.check_blobs(repair, &mut problems)?;
+        self.check_images(&sound, repair, &mut problems)?;
         Ok(problems)
     }
 
@@ -397,8 +398,14 @@ impl Store {
         };
         let mut sound = BTreeSet::from([0]);
         for (id, parent, dirs) in &rows {
-            let missing =
-                dirs.split_ascii_whitespace().find(|d| !self.root().join("trees").join(d).join("fs").is_dir());
+            let mut missing = None;
+            for name in dirs.split_ascii_whitespace() {
+                let files = self.root().join("trees").join(name).join("fs");
+                if !files.try_exists().at("look for", &files)? || !files.is_dir() {
+                    missing = Some(name);
+                    break;
+                }
+            }
             match missing {
                 None if sound.contains(parent) => {
                     sound.insert(*id);
@@ -421,12 +428,14 @@ impl Store {
         Ok(())
     }
 
-    fn check_blobs(&self, repair: bool, problems: &mut Vec<Problem>) -> Result<(), StoreError> {
+    /// The blobs that hold what they should.
+    fn check_blobs(&self, repair: bool, problems: &mut Vec<Problem>) -> Result<BTreeSet<Digest>, StoreError> {
         let rows: Vec<([u8; 32], i64)> = {
             let db = self.db();
             let mut query = db.prepare("SELECT digest, size FROM blobs")?;
             query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?
         };
+        let mut sound = BTreeSet::new();
         for (digest, size) in rows {
             let digest = Digest::from_bytes(digest);
             let path = self.blob_path(digest);
@@ -436,8 +445,12 @@ impl Store {
                 Ok(hash.finish())
             });
             let why = match found {
-                Ok((_, found, length)) if found == digest && length == size as u64 => continue,
+                Ok((_, found, length)) if found == digest && length == size as u64 => {
+                    sound.insert(digest);
+                    continue;
+                }
                 Ok(_) => "has other bytes than its name says".to_owned(),
+                Err(e) if is_ours(&e) => return Err(e).at("read", &path),
                 Err(e) => format!("cannot be read: {e}"),
             };
             problems.push(Problem { what: format!("the blob {digest} {why}"), repaired: repair });
@@ -447,23 +460,30 @@ impl Store {
                 self.db().execute("DELETE FROM packings WHERE digest=?1", [digest.as_bytes()])?;
             }
         }
-        Ok(())
+        Ok(sound)
     }
 
-    fn check_images(&self, repair: bool, problems: &mut Vec<Problem>) -> Result<(), StoreError> {
-        let mut seen: BTreeMap<Digest, bool> = BTreeMap::new();
-        for image in self.images()? {
-            let sound = *seen.entry(image.target).or_insert_with(|| self.read_blob(image.target).is_ok());
-            if !sound {
-                problems
-                    .push(Problem { what: format!("the image `{}` has no manifest", image.name), repaired: repair });
-                if repair {
-                    self.forget_image(&image.name)?;
-                }
+    fn check_images(
+        &self,
+        sound: &BTreeSet<Digest>,
+        repair: bool,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), StoreError> {
+        for image in self.images()?.into_iter().filter(|image| !sound.contains(&image.target)) {
+            problems.push(Problem { what: format!("the image `{}` has no manifest", image.name), repaired: repair });
+            if repair {
+                self.forget_image(&image.name)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether an error says something of this process, not of the file that it tried to read.
+fn is_ours(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const OURS: [Errno; 6] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS, Errno::PERM, Errno::INTR];
+    Errno::from_io_error(error).is_some_and(|errno| OURS.contains(&errno))
 }
 
 /// Bytes that a tree takes on disk; files with several names count once. What cannot be read counts as nothing.

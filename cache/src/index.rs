@@ -1,8 +1,8 @@
 //! The SQLite index: schema and connection settings.
 
 use crate::StoreError;
-use rusqlite::Connection;
 use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OptionalExtension};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,8 @@ pub(crate) fn open(path: &Path, epoch: &str) -> Result<Connection, StoreError> {
         change.pragma_update(None, "user_version", VERSION)?;
         change.commit()?;
     }
-    let stored: Option<String> = db.query_row("SELECT value FROM facts WHERE name='epoch'", [], |row| row.get(0)).ok();
+    let known = "SELECT value FROM facts WHERE name='epoch'";
+    let stored: Option<String> = db.query_row(known, [], |row| row.get(0)).optional()?;
     if stored.as_deref() != Some(epoch) {
         drop_other_epochs(&mut db, epoch)?;
     }

@@ -5,6 +5,7 @@
 
 use crate::{At, Store, StoreError, TreeId};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use xbuild_oci::Digest;
 
@@ -24,17 +25,33 @@ impl Lease {
         fs::write(&path, format!("{}\n{}\n", self.tree.number(), self.manifest)).at("write", &path)
     }
 
-    fn read(directory: &Path) -> Option<Lease> {
-        let text = fs::read_to_string(directory.join("lease")).ok()?;
+    /// `None` if there is none, or none that a container was made with.
+    fn read(directory: &Path) -> Result<Option<Lease>, StoreError> {
+        let path = directory.join("lease");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            // What is no directory is no container.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+            Err(error) => return Err(error).at("read", &path),
+        };
+        Ok(Lease::parse(&text))
+    }
+
+    fn parse(text: &str) -> Option<Lease> {
         let (tree, manifest) = text.split_once('\n')?;
         Some(Lease { tree: TreeId::from(tree.parse::<i64>().ok()?), manifest: manifest.trim().parse().ok()? })
     }
 }
 
 impl Store {
-    /// What containers hold; a container that is being removed counts or not.
-    pub fn leases(&self) -> Vec<Lease> {
-        let entries = fs::read_dir(self.root().join("containers")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| Lease::read(&entry.path())).collect()
+    /// What containers hold; a container that is being removed counts or not. An error means that nothing may be collected.
+    pub fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+        let containers = self.root().join("containers");
+        let entries = match fs::read_dir(&containers) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.at("read", &containers)?,
+        };
+        let leases = entries.map(|entry| Lease::read(&entry.at("read", &containers)?.path()));
+        leases.filter_map(Result::transpose).collect()
     }
 }

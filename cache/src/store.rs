@@ -343,7 +343,7 @@ fn open_index(root: &Path, epoch: &str) -> Result<Connection, StoreError> {
 
 fn is_live(root: &Path, owner: &str) -> Result<bool, StoreError> {
     let path = root.join("locks").join(format!("session-{owner}"));
-    Ok(path.exists() && FileLock::try_take(&path)?.is_none())
+    Ok(path.try_exists().at("look for", &path)? && FileLock::try_take(&path)?.is_none())
 }
 
 /// What was there to free.

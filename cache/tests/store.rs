@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use xbuild_cache::{NewRecord, NewTree, Packing, PruneFilter, Store, StoreError, TreeId};
+use xbuild_cache::{Lease, NewRecord, NewTree, Packing, PruneFilter, Store, StoreError, TreeId};
 use xbuild_oci::Digest;
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -100,6 +100,33 @@ fn check_names_and_repairs_damage() {
     assert!(store.find_record(&[1; 32]).unwrap().is_none());
     drop(store);
     assert_eq!(Store::open(&dir.path().join("root")).unwrap().check(false).unwrap().len(), 0);
+}
+
+#[test]
+fn nothing_is_collected_while_it_cannot_be_read_what_is_held() {
+    let (dir, store) = store();
+    let kept = tree(&store, None, "kept");
+    let manifest = store.put_blob(br#"{"schemaVersion":2,"config":{"digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#).unwrap();
+    store.set_manifest_tree(manifest, kept).unwrap();
+    store.name_image(&["a:1".to_owned()], manifest).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    let prune = || store.prune(&PruneFilter { all: true, ..PruneFilter::default() });
+    // A file that is there and cannot be read, for root, too.
+    let unreadable = |path: &std::path::Path| {
+        fs::rename(path, dir.path().join("aside")).unwrap();
+        fs::create_dir(path).unwrap();
+        assert!(matches!(prune(), Err(StoreError::Io { action: "read", .. })));
+        fs::remove_dir(path).unwrap();
+        fs::rename(dir.path().join("aside"), path).unwrap();
+    };
+    unreadable(&store.blob_path(manifest));
+    let container = dir.path().join("root/containers/c");
+    fs::create_dir_all(&container).unwrap();
+    Lease { tree: kept, manifest }.write(&container).unwrap();
+    unreadable(&container.join("lease"));
+    prune().unwrap();
+    assert!(store.tree(kept).is_ok());
+    assert_eq!(store.check(false).unwrap(), []);
 }
 
 #[test]

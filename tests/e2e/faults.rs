@@ -93,11 +93,13 @@ impl<'a> Trial<'a> {
         self.lab.xbuild(&arguments).env("XBUILD_ROOT", &self.root).env("SOURCE_DATE_EPOCH", "1700000000")
     }
 
-    /// The image that a build without faults makes here.
-    fn image(&self) -> String {
-        let done = self.call(&["-o", &OUTPUT.replace("app.tar", "check.tar"), "app"]).ok();
-        drop(done);
-        Image::only(&self.out.join("check.tar")).digest
+    /// The image that a build without faults makes here, or what it says instead.
+    fn image(&self) -> Result<String, String> {
+        let done = self.call(&["-o", &OUTPUT.replace("app.tar", "check.tar"), "app"]).run();
+        match done.code {
+            0 => Ok(Image::only(&self.out.join("check.tar")).digest),
+            _ => Err(done.to_string()),
+        }
     }
 
     /// Complaints about the store.
@@ -138,7 +140,7 @@ fn judge(trial: &Trial<'_>, fault: Fault, done: &Done, journal: &Journal, model:
     if !problems.is_empty() {
         return Err(format!("the store is damaged: {problems}\nafter {done}"));
     }
-    let image = trial.image();
+    let image = trial.image().map_err(|said| format!("the next build fails: {said}\nafter {done}"))?;
     if image != model {
         return Err(format!("the next build makes {image} instead of {model}, after {done}"));
     }
@@ -177,7 +179,7 @@ fn trials(lab: &Lab, before: &Path, step: &Step, most: Option<usize>) -> Vec<Str
     let places = [sound.root.as_path(), sound.out.as_path()];
     let (done, journal) = with_fault(sound.call(step.arguments), &places, Fault::Io, 0);
     assert_eq!(done.code, 0, "{}: {done}", step.name);
-    let model = sound.image();
+    let model = sound.image().unwrap_or_else(|said| panic!("{}, without a fault: {said}", step.name));
     let wanted = wanted(&journal.calls, most);
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = |name: &str| {

@@ -175,8 +175,8 @@ impl Containers {
             entries => entries.at("read", &self.root)?,
         };
         let mut found = Vec::new();
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
+        for entry in entries {
+            let name = entry.at("read", &self.root)?.file_name().to_string_lossy().into_owned();
             if is_id(&name) {
                 match self.read(&name) {
                     Ok(one) => found.push(one),
@@ -261,7 +261,6 @@ impl Containers {
     }
 }
 
-/// Says of a container whose monitor was killed what has become of it: its processes ended with the monitor.
 /// Removes directories `.new-PID-…` and `.gone-PID-…` of processes that are no more.
 pub(super) fn sweep(root: &Path) {
     let left = |name: &str| {
@@ -277,6 +276,7 @@ pub(super) fn sweep(root: &Path) {
     }
 }
 
+/// Says of a container whose monitor was killed what has become of it: its processes ended with the monitor.
 fn bury(directory: &Path, container: &Container, state: &mut State) -> Result<()> {
     if let Some(external) = super::external::of(container, directory) {
         external.forget();

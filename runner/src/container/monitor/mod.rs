@@ -394,8 +394,7 @@ pub fn stop_signal(container: &Container) -> i32 {
     super::signals::parse(&container.config.stop_signal).unwrap_or(libc::SIGTERM)
 }
 
-/// An error with its causes.
-/// For people, who started a container and no sandbox.
+/// An error with its cause, for people who started a container and no sandbox.
 fn described(error: &SandboxError) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("sandbox: ").unwrap_or(&text);
