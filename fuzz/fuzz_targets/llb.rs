@@ -17,9 +17,9 @@ fuzz_target!(|data: &[u8]| {
     };
     match llb::decode(data, &mut image) {
         Ok((graph, result)) => {
-            let written = llb::encode(&graph, result);
+            let written = llb::encode(&graph, result).expect("what was read can be written");
             let (again, result) = llb::decode(&written, &mut image).expect("what was written can be read");
-            assert_eq!(llb::encode(&again, result), written);
+            assert_eq!(llb::encode(&again, result).expect("once more"), written);
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

@@ -58,5 +58,5 @@ fn definition(plan: &Plan) -> Result<Vec<u8>, EngineError> {
         return Err(EngineError::Source("LLB has one result: ask for one platform".into()));
     };
     let result = image.result.ok_or_else(|| EngineError::Source("an image without files has no LLB".into()))?;
-    Ok(llb::encode(&plan.graph, result))
+    llb::encode(&plan.graph, result).map_err(|error| EngineError::Source(error.to_string()))
 }

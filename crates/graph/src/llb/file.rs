@@ -29,16 +29,19 @@ pub(super) fn write(
     vertex: &Vertex,
     graph: &Graph,
     inputs: &[pb::Input],
-) -> (pb::FileOp, Vec<pb::Input>) {
+) -> Result<(pb::FileOp, Vec<pb::Input>), LlbError> {
     let mut used = Used { vertex, graph, chosen: Vec::new() };
     let base = file.base.filter(|_| !is_link(file)).map_or(-1, |n| used.number(n));
-    let mut actions: Vec<(Action, i64)> =
-        file.actions.iter().flat_map(|action| write_action(action, base, &mut used)).collect();
+    let mut actions = Vec::new();
+    for action in &file.actions {
+        actions.extend(write_action(action, base, &mut used)?);
+    }
     if actions.is_empty() {
         actions.push((mkdir("/", 0o755, true, None), -1));
     }
     let numbers = used.chosen.len();
-    (pb::FileOp { actions: chain(actions, base, numbers) }, used.chosen.iter().map(|n| inputs[*n].clone()).collect())
+    let used = used.chosen.iter().map(|n| inputs[*n].clone()).collect();
+    Ok((pb::FileOp { actions: chain(actions, base, numbers) }, used))
 }
 
 /// Inputs of an op, numbered as they are first used.
@@ -91,7 +94,7 @@ fn mkdir(path: &str, mode: u32, make_parents: bool, owner: Option<pb::ChownOpt>)
     })
 }
 
-fn write_action(action: &FileAction, base: i64, used: &mut Used<'_>) -> Vec<(Action, i64)> {
+fn write_action(action: &FileAction, base: i64, used: &mut Used<'_>) -> Result<Vec<(Action, i64)>, LlbError> {
     let owned = |owner: &Option<Owner>| owner.as_ref().map(|o| write_owner(o, base));
     let one = match action {
         FileAction::Copy(copy) => return write_copy(copy, base, used),
@@ -115,10 +118,10 @@ fn write_action(action: &FileAction, base: i64, used: &mut Used<'_>) -> Vec<(Act
             timestamp: UNSET,
         }),
     };
-    vec![(one, -1)]
+    Ok(vec![(one, -1)])
 }
 
-fn write_copy(copy: &CopyAction, base: i64, used: &mut Used<'_>) -> Vec<(Action, i64)> {
+fn write_copy(copy: &CopyAction, base: i64, used: &mut Used<'_>) -> Result<Vec<(Action, i64)>, LlbError> {
     let timestamp = copy.mtime.map_or(UNSET, |seconds| seconds.saturating_mul(NANOS));
     let owner = copy.owner.as_ref().map(|o| write_owner(o, base));
     let octal = copy.mode.as_deref().and_then(|mode| i32::from_str_radix(mode, 8).ok());
@@ -147,28 +150,22 @@ fn write_copy(copy: &CopyAction, base: i64, used: &mut Used<'_>) -> Vec<(Action,
                 one.allow_wildcard = *wildcard;
                 one.allow_empty_wildcard = *wildcard && !*required;
             }
-            (Action::Copy(one), used.number(copy.input))
+            Ok((Action::Copy(one), used.number(copy.input)))
         }
         CopySource::Input { input, .. } => {
             let src = used.download(*input);
-            (Action::Copy(pb::FileActionCopy { src, ..every.clone() }), used.number(*input))
+            Ok((Action::Copy(pb::FileActionCopy { src, ..every.clone() }), used.number(*input)))
+        }
+        CopySource::Inline { .. } if copy.mode.is_some() && octal.is_none() => {
+            Err(unsupported("a file of a heredoc whose mode is not a number"))
         }
         CopySource::Inline { name, data } => {
-            let mode = if octal.is_some() { every.mode } else { 0o644 };
             let path = match copy.destination.ends_with('/') {
                 true => format!("{}{name}", copy.destination),
                 false => copy.destination.clone(),
             };
-            (
-                Action::Mkfile(pb::FileActionMkFile {
-                    path,
-                    mode,
-                    data: data.clone(),
-                    owner: owner.clone(),
-                    timestamp,
-                }),
-                -1,
-            )
+            let (mode, data) = (octal.unwrap_or(0o644), data.clone());
+            Ok((Action::Mkfile(pb::FileActionMkFile { path, mode, data, owner: owner.clone(), timestamp }), -1))
         }
     };
     copy.sources.iter().map(&mut write_source).collect()

@@ -50,14 +50,17 @@ pub enum LlbError {
 pub type ResolveImage<'a> = &'a mut dyn FnMut(&str, &Platform) -> Result<ImageSource, String>;
 
 /// The marshalled definition of `result` and all that it needs. Equal graphs give equal bytes.
-pub fn encode(graph: &Graph, result: Edge) -> Vec<u8> {
+///
+/// # Errors
+/// [`LlbError::Unsupported`] where a graph says what LLB cannot.
+pub fn encode(graph: &Graph, result: Edge) -> Result<Vec<u8>, LlbError> {
     let mut writer = Writer::default();
     for id in inputs_first(graph, result.vertex) {
-        writer.vertex(graph, id);
+        writer.vertex(graph, id)?;
     }
     let last = pb::Op { inputs: vec![writer.input(result)], ..pb::Op::default() };
     writer.add(&last, &Meta::default());
-    writer.definition.encode_to_vec()
+    Ok(writer.definition.encode_to_vec())
 }
 
 /// The graph of a marshalled definition, and its result.
@@ -141,7 +144,7 @@ impl Writer {
     }
 
     /// Adds a vertex whose inputs have been added.
-    fn vertex(&mut self, graph: &Graph, id: VertexId) {
+    fn vertex(&mut self, graph: &Graph, id: VertexId) -> Result<(), LlbError> {
         let vertex = &graph[id];
         let mut inputs: Vec<pb::Input> = vertex.inputs.iter().map(|e| self.input(*e)).collect();
         let (op, platform) = match &vertex.op {
@@ -149,7 +152,7 @@ impl Writer {
             Op::Exec(exec) => (pb::op::Op::Exec(exec::write(exec, &mut inputs, self)), exec.platform.clone()),
             Op::File(file) => {
                 let below = file.base.filter(|_| file::is_link(file)).map(|n| inputs[n].clone());
-                let (op, used) = file::write(file, vertex, graph, &inputs);
+                let (op, used) = file::write(file, vertex, graph, &inputs)?;
                 inputs = used;
                 if let Some(below) = below {
                     let op = pb::Op { inputs, op: Some(pb::op::Op::File(op)), ..pb::Op::default() };
@@ -165,6 +168,7 @@ impl Writer {
         let platform = platform.as_ref().map(write_platform);
         let digest = self.add(&pb::Op { inputs, platform, constraints: None, op: Some(op) }, &vertex.meta);
         self.written.insert(id, digest);
+        Ok(())
     }
 }
 

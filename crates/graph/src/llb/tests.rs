@@ -117,7 +117,7 @@ fn shape(graph: &Graph) -> Vec<(Op, Meta)> {
 #[test]
 fn a_graph_comes_back_as_it_was() {
     let (mut graph, result) = sample();
-    let (again, edge) = decoded(&encode(&graph, result)).unwrap();
+    let (again, edge) = decoded(&encode(&graph, result).unwrap()).unwrap();
     // Two sources of one copy are two actions there.
     let files = graph.in_order().into_iter().find(|id| matches!(graph[*id].op, Op::File(_))).unwrap();
     let Op::File(mut op) = graph[files].op.clone() else { unreachable!() };
@@ -133,15 +133,31 @@ fn a_graph_comes_back_as_it_was() {
     };
     assert_eq!(sorted(&again), sorted(&graph));
     assert_eq!(again[edge.vertex].inputs.len(), 2);
-    assert_eq!(encode(&again, edge), encode(&decoded(&encode(&again, edge)).unwrap().0, edge));
+    let written = encode(&again, edge).unwrap();
+    assert_eq!(encode(&decoded(&written).unwrap().0, edge).unwrap(), written);
 }
 
 #[test]
 fn only_what_the_result_needs_is_written() {
     let (mut graph, result) = sample();
-    let bytes = encode(&graph, result);
+    let bytes = encode(&graph, result).unwrap();
     add(&mut graph, Op::Source(SourceOp::Local(LocalSource { name: "unused".into(), excludes: vec![] })), vec![]);
-    assert_eq!(encode(&graph, result), bytes);
+    assert_eq!(encode(&graph, result).unwrap(), bytes);
+}
+
+#[test]
+fn a_heredoc_with_a_mode_in_words_is_refused() {
+    let written = |mode: &str| {
+        let mut graph = Graph::new();
+        let file = CopySource::Inline { name: "f".into(), data: b"text".to_vec() };
+        let copy = CopyAction { owner: None, mode: Some(mode.into()), ..copy(0, vec![file]) };
+        let result =
+            add(&mut graph, Op::File(FileOp { base: None, actions: vec![FileAction::Copy(Box::new(copy))] }), vec![]);
+        encode(&graph, result).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(written("0640"), Ok(()));
+    let why = "LLB with a file of a heredoc whose mode is not a number is not supported";
+    assert_eq!(written("u=rw,go="), Err(why.to_owned()));
 }
 
 #[test]
@@ -154,7 +170,7 @@ fn a_link_copy_is_a_merge_of_files_over_nothing() {
     let linked = CopyAction { link: true, owner: None, ..copy(1, vec![path("/a", false)]) };
     let op = Op::File(FileOp { base: Some(0), actions: vec![FileAction::Copy(Box::new(linked))] });
     let result = add(&mut graph, op, vec![base, context]);
-    let (again, edge) = decoded(&encode(&graph, result)).unwrap();
+    let (again, edge) = decoded(&encode(&graph, result).unwrap()).unwrap();
     assert_eq!(again[edge.vertex].op, Op::Merge);
     let files = &again[again[edge.vertex].inputs[1].vertex];
     assert!(matches!(&files.op, Op::File(FileOp { base: None, actions }) if actions.len() == 1), "{files:?}");
@@ -178,7 +194,7 @@ fn a_cache_with_an_owner_begins_as_a_directory_of_that_owner() {
         ..ExecOp::default()
     };
     let result = add(&mut graph, Op::Exec(Box::new(exec)), vec![]);
-    let (again, edge) = decoded(&encode(&graph, result)).unwrap();
+    let (again, edge) = decoded(&encode(&graph, result).unwrap()).unwrap();
     let Op::Exec(exec) = &again[edge.vertex].op else { unreachable!() };
     assert_eq!((exec.mounts[1].input, exec.mounts[1].selector.as_str()), (Some(0), "/cache"));
     let Op::File(seed) = &again[again[edge.vertex].inputs[0].vertex].op else { unreachable!() };
@@ -256,7 +272,7 @@ fn a_deep_definition_needs_no_stack() {
     for _ in 0..50_000 {
         last = add(&mut graph, Op::Merge, vec![last]);
     }
-    let bytes = encode(&graph, last);
+    let bytes = encode(&graph, last).unwrap();
     assert_eq!(decoded(&bytes).unwrap().0.len(), 50_001);
 }
 
