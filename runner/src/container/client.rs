@@ -12,7 +12,6 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 type Result<T> = std::result::Result<T, ContainerError>;
 
@@ -38,8 +37,6 @@ pub enum Event {
 #[derive(Debug)]
 pub struct IdleMonitor {
     socket: OwnedFd,
-    /// Starting a program stops the thread that does it until the program has begun.
-    starter: JoinHandle<io::Result<Child>>,
 }
 
 impl IdleMonitor {
@@ -47,11 +44,9 @@ impl IdleMonitor {
     pub fn start(networked: bool) -> Result<IdleMonitor> {
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| not_started(error.into()))?;
-        let starter = std::thread::Builder::new()
-            .name("monitor".to_owned())
-            .spawn(move || spawn(theirs, networked))
-            .map_err(not_started)?;
-        Ok(IdleMonitor { socket, starter })
+        // Nobody waits for it: it outlives the commands that start one, and is another's child then.
+        spawn(theirs, networked).map(drop).map_err(not_started)?;
+        Ok(IdleMonitor { socket })
     }
 
     /// Has it look after the container in `directory`; it takes the lock over and waits for its first request.
@@ -60,11 +55,7 @@ impl IdleMonitor {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(directory, flags, Mode::empty()).at(ACTION, directory)?;
         let lock = lock.into_file();
-        let started = self.starter.join().unwrap_or_else(|_| Err(io::Error::other("a thread died")));
-        let mut process = started.map_err(not_started)?;
         crate::descriptors::send(self.socket.as_fd(), &[opened.as_fd(), lock.as_fd()]).at(ACTION, directory)?;
-        // It forks once more to be nobody's child; what stays here ends at once.
-        process.wait().at(ACTION, directory)?;
         Ok(Connection { socket: Arc::new(self.socket), name: name.to_owned() })
     }
 }

@@ -67,11 +67,7 @@ pub fn main_if_requested() {
 }
 
 fn serve(networked: bool) -> io::Result<()> {
-    // Nobody's child: who asked for the container waits for this process only.
-    match xbuild_sys::fork_pid_namespace(false)? {
-        xbuild_sys::Forked::Parent { .. } => return Ok(()),
-        xbuild_sys::Forked::Child => {}
-    }
+    // Out of reach of what ends the command that started it, whose child it is until that command ends.
     rustix::process::setsid()?;
     xbuild_sys::close_inherited(3)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
