@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use std::io::Write;
 use std::time::{Duration, Instant};
 use xbuild_engine::Engine;
+use xbuild_engine::container::StartRequest;
 use xbuild_runner::container::monitor::{attributes, stop_signal};
 use xbuild_runner::container::{
     Answer, Connection, ContainerError, Containers, Found, Lock, Request, Status, Streams, clock, is_name, remove,
@@ -175,7 +176,7 @@ fn begin(engine: &Engine, found: &Found) -> Result<()> {
             _ => Ok(()),
         };
     };
-    let connection = engine.start(&containers.read(id)?, lock, None, None, None)?;
+    let connection = engine.start(&containers.read(id)?, lock, StartRequest::default())?;
     match connection.answer()? {
         Answer::Failed { message, code } => Err(ContainerError::Start { message, code }.into()),
         Answer::Refused(why) => bail!(why),
@@ -197,7 +198,8 @@ fn start_attached(args: &StartArgs, engine: &Engine) -> Result<Outcome> {
         bail!("you cannot start and attach a container that runs: use `attach`");
     };
     let streams = Streams { stdin, stdout: true, stderr: true };
-    let connection = engine.start(&found, lock, Some(streams), session::size(), None)?;
+    let request = StartRequest { attach: Some(streams), size: session::size(), monitor: None };
+    let connection = engine.start(&found, lock, request)?;
     let session =
         Session { connection, terminal: config.tty, stdin, detach_keys: args.detach_keys.clone(), proxy: true };
     finish(session.run()?)

@@ -6,7 +6,7 @@ use super::session::{self, Ended, Session};
 use crate::cli::{Global, Outcome, report};
 use anyhow::{Context, Result, bail};
 use std::io::Write;
-use xbuild_engine::container::CreateRequest;
+use xbuild_engine::container::{CreateRequest, StartRequest};
 use xbuild_engine::{Engine, EngineError};
 use xbuild_graph::Platform;
 use xbuild_runner::container::config::Container;
@@ -133,7 +133,7 @@ fn launch(
     if let Some(why) = engine.network_shortfall(container) {
         report::note(&format!("no network of its own, the host's is used: {why}"));
     }
-    let connection = engine.start(&found, lock, attach, session::size(), monitor)?;
+    let connection = engine.start(&found, lock, StartRequest { attach, size: session::size(), monitor })?;
     if attach.is_none() {
         match connection.answer()? {
             Answer::Failed { message, code } => return Err(ContainerError::Start { message, code }.into()),

@@ -15,17 +15,21 @@ use xbuild_runner::{
     Propagation, Rlimit, Rootfs, Seccomp, Security, Space, Spec, users,
 };
 
+/// Who starts a container, and how.
+#[derive(Debug, Default)]
+pub struct StartRequest {
+    /// Streams that are passed on from the beginning.
+    pub attach: Option<Streams>,
+    /// Rows and columns of the terminal.
+    pub size: Option<(u16, u16)>,
+    /// Started ahead.
+    pub monitor: Option<IdleMonitor>,
+}
+
 impl Engine {
-    /// Starts a container that does not run; the answer comes over the connection. `attach` names streams that are passed
-    /// on from the beginning, and `size` rows and columns of a terminal; `monitor` may have been started ahead.
-    pub fn start(
-        &self,
-        found: &Found,
-        lock: Lock,
-        attach: Option<Streams>,
-        size: Option<(u16, u16)>,
-        monitor: Option<IdleMonitor>,
-    ) -> Result<Connection, EngineError> {
+    /// Starts a container that does not run; the answer comes over the connection.
+    pub fn start(&self, found: &Found, lock: Lock, request: StartRequest) -> Result<Connection, EngineError> {
+        let StartRequest { attach, size, monitor } = request;
         self.check_sandbox("a container")?;
         let runtime = &found.container.oci_runtime;
         if !runtime.is_empty() && !Path::new(runtime).is_file() {
