@@ -34,6 +34,18 @@ fn process(text: &str) -> Option<i32> {
 }
 
 #[test]
+fn start_attaches_to_what_runs_already() {
+    let Some(lab) = lab(&[]) else { return };
+    let reads = ["run", "-di", "--name", "cat", "busybox", "sh", "-c", "read line; echo $line"];
+    lab.xbuild(&reads).ok();
+    let done = lab.xbuild(&["start", "-ai", "cat"]).input("passed on\n").ok();
+    assert_eq!(done.out(), "passed on");
+    assert_eq!(lab.xbuild(&["start", "cat"]).ok().out(), "cat");
+    assert_eq!(lab.xbuild(&["start", "cat"]).ok().out(), "cat", "it runs already");
+    lab.xbuild(&["rm", "-f", "cat"]).ok();
+}
+
+#[test]
 fn states_follow_what_is_done() {
     let Some(lab) = lab(&[]) else { return };
     let create = ["create", "--network", "none", "--name", "web", "busybox"];

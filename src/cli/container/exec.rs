@@ -8,7 +8,7 @@ use crate::cli::{Global, Outcome, report};
 use anyhow::{Context, Result, bail};
 use xbuild_engine::container::exec_privileges;
 use xbuild_runner::container::config::Container;
-use xbuild_runner::container::{Answer, ContainerError, ExecRequest, Request, Status, Streams};
+use xbuild_runner::container::{Answer, ContainerError, Containers, ExecRequest, Found, Request, Status, Streams};
 use xbuild_runner::{Account, Rlimit};
 
 /// Flags of `exec`.
@@ -158,13 +158,24 @@ fn request(
 pub(crate) fn attach(args: &AttachArgs, global: &Global) -> Result<Outcome> {
     let containers = global.containers()?;
     let found = containers.find(&args.container)?;
+    join(&containers, &found, !args.no_stdin, args.detach_keys.clone(), args.sig_proxy)
+}
+
+/// Passes the streams of a container on that runs; its input, too, if it has one and that is wanted.
+pub(super) fn join(
+    containers: &Containers,
+    found: &Found,
+    stdin: bool,
+    detach_keys: Option<String>,
+    proxy: bool,
+) -> Result<Outcome> {
     if found.state.status == Status::Paused {
         bail!("You cannot attach to a paused container, unpause it first");
     }
     let config = &found.container.config;
-    let stdin = !args.no_stdin && config.open_stdin;
+    let stdin = stdin && config.open_stdin;
     session::check_terminal(config.tty, stdin)?;
-    let connection = connect(&containers, &found)?;
+    let connection = connect(containers, found)?;
     let connection = connection.context("You cannot attach to a stopped container, start it first")?;
     connection.send(&Request::Attach(Streams { stdin, stdout: true, stderr: true }))?;
     if let (true, Some((rows, columns))) = (config.tty, session::size()) {
@@ -172,12 +183,5 @@ pub(crate) fn attach(args: &AttachArgs, global: &Global) -> Result<Outcome> {
         connection.send(&Request::Resize(rows, columns.saturating_sub(1)))?;
         connection.send(&Request::Resize(rows, columns))?;
     }
-    let session = Session {
-        connection,
-        terminal: config.tty,
-        stdin,
-        detach_keys: args.detach_keys.clone(),
-        proxy: args.sig_proxy,
-    };
-    finish(session.run()?)
+    finish(Session { connection, terminal: config.tty, stdin, detach_keys, proxy }.run()?)
 }

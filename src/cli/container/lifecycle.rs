@@ -1,5 +1,6 @@
 //! `start stop restart kill pause unpause wait rename rm update`.
 
+use super::exec::join;
 use super::limits::LimitFlags;
 use super::network::await_ports;
 use super::run::finish;
@@ -195,7 +196,7 @@ fn start_attached(args: &StartArgs, engine: &Engine) -> Result<Outcome> {
     let stdin = args.interactive && config.open_stdin;
     session::check_terminal(config.tty, stdin)?;
     let Some(lock) = lock_idle(&containers, &found.container.id)? else {
-        bail!("you cannot start and attach a container that runs: use `attach`");
+        return join(&containers, &found, args.interactive, args.detach_keys.clone(), true);
     };
     let streams = Streams { stdin, stdout: true, stderr: true };
     let request = StartRequest { attach: Some(streams), size: session::size(), monitor: None };
