@@ -56,3 +56,35 @@ fn an_empty_home_is_none() {
     lab.xbuild(&["-t", "app", "app"]).ok();
     assert_eq!(lab.xbuild(&["run", "--rm", "app"]).ok().out(), "/root");
 }
+
+#[test]
+fn a_cache_that_began_with_an_image_is_apart_from_it() {
+    let Some(lab) = lab(&[]) else { return };
+    let mount = "--mount=type=cache,from=one,source=/etc,target=/c";
+    lab.write(
+        "app/Dockerfile",
+        format!(
+            "FROM busybox AS one\nRUN echo first > /etc/f\nFROM busybox\n\
+             RUN {mount} echo second >> /c/f; chmod 600 /c/f\nRUN {mount} cat /c/f > /seen\n\
+             COPY --from=one /etc/f /f\nRUN stat -c %a /f >> /f\n"
+        ),
+    );
+    lab.xbuild(&["-o", "type=local,dest=out", "app"]).ok();
+    assert_eq!(std::fs::read_to_string(lab.path("out/seen")).unwrap(), "first\nsecond\n");
+    assert_eq!(std::fs::read_to_string(lab.path("out/f")).unwrap(), "first\n644\n");
+}
+
+#[test]
+fn mounts_lie_in_each_other_in_any_order() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.write("app/s/f", "inner");
+    lab.write(
+        "app/Dockerfile",
+        "FROM busybox\n\
+         RUN --mount=target=/m/s,source=s --mount=type=tmpfs,target=/m cat /m/s/f > /a\n\
+         RUN --mount=target=/m,source=s --mount=target=/m,source=s/f cat /m > /b\n",
+    );
+    lab.xbuild(&["-o", "type=local,dest=out", "app"]).ok();
+    assert_eq!(std::fs::read_to_string(lab.path("out/a")).unwrap(), "inner");
+    assert_eq!(std::fs::read_to_string(lab.path("out/b")).unwrap(), "inner");
+}

@@ -95,8 +95,9 @@ impl DiffWriter {
         Ok(writer)
     }
 
-    /// Writes straight into a directory of the user, which may hold files. Nothing of the store is linked into it.
-    pub(crate) fn onto(dir: &Path) -> Result<DiffWriter> {
+    /// Writes straight into a directory of the user, which may hold files. Nothing of the store is linked into it: whoever
+    /// writes there must not write into the store.
+    pub fn onto(dir: &Path) -> Result<DiffWriter> {
         let nothing = View::of_dir(Dir::new(Vec::new(), Marks::Plain));
         DiffWriter::open(open_root(dir)?, &nothing, Marks::Plain, false)
     }

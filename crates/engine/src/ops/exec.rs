@@ -97,7 +97,15 @@ fn prepare(worker: &BuildWorker, op: &ExecOp, task: &Task<'_, Output>) -> Result
             readonly: mount.readonly,
         }));
     }
-    Ok(Prepared { root, staging, parent, mounts, _held: held, lower })
+    Ok(Prepared { root, staging, parent, mounts: in_order(mounts), _held: held, lower })
+}
+
+/// Outer mounts before those inside them, in whatever order they were written; of several at one place the last counts.
+fn in_order(mut mounts: Vec<MountSpec>) -> Vec<MountSpec> {
+    mounts.reverse();
+    mounts.sort_by(|a, b| a.destination.cmp(&b.destination));
+    mounts.dedup_by(|later, kept| later.destination == kept.destination);
+    mounts
 }
 
 /// The upper directory is the root that the process sees: it takes mode and owner of the one below.

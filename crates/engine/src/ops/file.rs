@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use xbuild_cache::tree::{
-    Changes, CopyOptions, CopySource as TreeSource, DiffWriter, Ids, Limits, Marks, ModeChange, Time, View, Visibility,
+    Changes, CopyOptions, CopySource as TreeSource, DiffWriter, Ids, Limits, ModeChange, Time, View, Visibility,
 };
 use xbuild_cache::{NewTree, TreeId};
 use xbuild_frontend::{glob_match, ignore};
@@ -196,11 +196,10 @@ pub(crate) fn copy_options<T>(
     })
 }
 
-/// Copies a path of a view into a plain directory, owners kept: the first content of a cache mount.
+/// Copies a path of a view into a plain directory, owners kept: the first content of a cache mount, in which steps write.
 pub(crate) fn copy_out(view: &View, selector: &str, target: &Path) -> Result<(), EngineError> {
     let node = view.require(if selector.is_empty() { "/" } else { selector }, true)?;
-    let empty: [&Path; 0] = [];
-    let writer = DiffWriter::new(target, &View::layers(&empty, Marks::Plain)?, Marks::Plain)?;
+    let writer = DiffWriter::onto(target)?;
     let path = Path::new("/").join(&node.path);
     let source = TreeSource::Path { view, path: &path, wildcard: false, required: true };
     writer.copy(&[source], &CopyOptions::faithful(Path::new("/")))?;
