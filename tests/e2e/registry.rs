@@ -1,7 +1,7 @@
 //! Push to and pull from docker-registry.
 
 use crate::lab;
-use xbuild_testkit::{Lab, Registry};
+use xbuild_testkit::{FileServer, Lab, Registry, Reply};
 
 /// `tester` with the password `right-password`.
 pub(crate) const USERS: &str = "tester:$2y$05$abcdefghijklmnopqrstuuBO.kmgTJhdt40M5ZyHgFmcpBdUb9aS.\n";
@@ -129,4 +129,20 @@ fn a_missing_image_and_a_missing_registry_are_named() {
     lab.xbuild(&["pull", &missing]).exits(1).says(&missing);
     drop(registry);
     lab.xbuild(&["app"]).exits(1).says(&missing);
+}
+
+/// CVE-2020-15157: who a registry sends us to could name a service that gets the login.
+#[test]
+fn nobody_that_a_registry_leads_to_is_told_its_login() {
+    let Some(lab) = lab(&[]) else { return };
+    let (own, other, service) = (FileServer::start(), FileServer::start(), FileServer::start());
+    let realm = service.put("/t", Reply::File(b"{\"token\":\"x\"}".to_vec()));
+    let challenge = format!("WWW-Authenticate: Bearer realm=\"{realm}\",service=\"s\"");
+    let there = other.put("/there", Reply::Header(401, challenge));
+    let manifest = own.put("/v2/app/manifests/1", Reply::Header(307, format!("Location: {there}")));
+    let host = manifest.strip_prefix("http://").and_then(|rest| rest.split('/').next()).unwrap().to_owned();
+    lab.write("docker/config.json", format!("{{\"auths\":{{\"{host}\":{{\"auth\":\"dTpwNHNz\"}}}}}}"));
+    lab.xbuild(&["pull", &format!("{host}/app:1")]).env("DOCKER_CONFIG", lab.path("docker")).exits(1).says("/app:1");
+    assert!(other.requests().iter().any(|request| request.contains("/there")), "{:?}", other.requests());
+    assert_eq!(service.requests(), Vec::<String>::new());
 }

@@ -95,7 +95,10 @@ impl Client {
 
     async fn send_once(&self, call: &Call<'_>) -> Result<Response, (RegistryError, Option<Duration>)> {
         let mut response = self.send_raw(call, self.known_token(call)).await.map_err(|e| (e, None))?;
+        // Whoever a registry sends us to gets no login of ours, and nobody that it names (CVE-2020-15157).
+        let asks_itself = same_origin(response.url(), &self.transports.actual(call.url.clone()));
         if response.status() == StatusCode::UNAUTHORIZED
+            && asks_itself
             && let Some(token) = self.authenticate(call, response.headers()).await.map_err(|e| (e, None))?
         {
             response = self.send_raw(call, Some(token)).await.map_err(|e| (e, None))?;

@@ -14,6 +14,8 @@ pub enum Reply {
     File(Vec<u8>),
     /// Another status without a body.
     Status(u16),
+    /// The same with a header, as `Location: /elsewhere`.
+    Header(u16, String),
     /// A length that is greater than what follows.
     Cut(Vec<u8>),
 }
@@ -92,6 +94,9 @@ fn answer(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     shared.requests.lock().expect("no holder panics").push(first.clone());
     let (status, length, body) = match reply {
         Reply::Status(status) => (status, 0, Vec::new()),
+        Reply::Header(status, header) => {
+            return write!(stream, "HTTP/1.1 {status} -\r\n{header}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
         Reply::Cut(bytes) => (200, bytes.len() + 1000, bytes),
         Reply::File(bytes) => (200, bytes.len(), bytes),
     };
