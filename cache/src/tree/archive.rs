@@ -102,7 +102,8 @@ impl AddArchive<'_> {
             return Ok(0);
         }
         let is_dir = entry.kind == EntryKind::Node(Kind::Dir);
-        let mut components = self.view.resolve(&path, is_dir)?.components;
+        // A directory takes the place of a link, as everything does.
+        let mut components = self.view.resolve(&path, false)?.components;
         let Some(name) = components.pop() else {
             return Ok(0);
         };

@@ -474,7 +474,8 @@ fn decompressed(file: std::fs::File) -> std::io::Result<(Box<dyn Read>, Packing)
     let head = std::io::BufRead::fill_buf(&mut file)?;
     Ok(match head {
         [0x1f, 0x8b, ..] => (Box::new(flate2::bufread::MultiGzDecoder::new(file)), Packing::Gzip(0)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+        // Some writers put frames first that are to be skipped.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             let mut decoder = zstd::Decoder::with_buffer(file)?;
             // 128 MiB: a larger window is a bomb.
             decoder.window_log_max(27)?;

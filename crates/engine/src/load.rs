@@ -30,23 +30,26 @@ impl Engine {
             tree::decompress(input).map_err(|e| EngineError::Source(format!("the archive cannot be read: {e}")))?;
         tree::unpack_layer(&mut plain, &layout, &none, Marks::Plain, Limits::default())?;
         let view = View::context(&layout, None)?;
-        let index = match (
-            view.read_small("index.json", DOCUMENT_MAX)?,
-            view.read_small("manifest.json", DOCUMENT_MAX)?,
-        ) {
-            (Some(index), _) => index,
-            (None, Some(manifest)) => json(&docker_layout(&layout, &view, &manifest)?),
+        let parsed = match view.read_small("index.json", DOCUMENT_MAX)?.map(|index| Document::parse(&index, "")) {
+            None => None,
+            Some(Ok(Document::Index(index))) => Some(index),
+            Some(_) => return Err(EngineError::Source("the archive's index.json is not an index".into())),
+        };
+        let parsed = match (parsed, view.read_small("manifest.json", DOCUMENT_MAX)?) {
+            (Some(index), _) if !index.manifests.is_empty() => index,
+            (_, Some(manifest)) => docker_layout(&layout, &view, &manifest)?,
+            (Some(index), None) => index,
             (None, None) => {
                 let why =
                     "the archive is no image: it has neither index.json (OCI layout) nor manifest.json (docker save)";
                 return Err(EngineError::Source(why.into()));
             }
         };
-        let Ok(Document::Index(parsed)) = Document::parse(&index, "") else {
-            return Err(EngineError::Source("the archive's index.json is not an index".into()));
-        };
+        if parsed.manifests.is_empty() {
+            return Err(EngineError::Source("the archive holds no image: its list of images is empty".into()));
+        }
         let path = layout.join("index.json");
-        fs::write(&path, &index).map_err(|e| EngineError::io("write", &path, e))?;
+        fs::write(&path, json(&parsed)).map_err(|e| EngineError::io("write", &path, e))?;
         let events = Events::new(sink);
         let names = parsed.manifests.iter().map(|entry| self.load_entry(&layout, entry, &events));
         let names = names.collect::<Result<_, _>>()?;
