@@ -295,6 +295,10 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        if self.is_low_on_space() {
+            // What is left to another process is in the way of the next one.
+            self.trash.settle(Duration::from_secs(10));
+        }
         // Only if empty: a live process's staging is its own.
         let _ = fs::remove_dir(self.root.join("staging").join(&self.owner));
     }

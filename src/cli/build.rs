@@ -164,10 +164,7 @@ pub(crate) fn run(args: &BuildArgs, global: &Global) -> Result<Outcome> {
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension(format!("part-{}", std::process::id()));
-    std::fs::write(&part, bytes)
-        .and_then(|()| std::fs::rename(&part, path))
-        .with_context(|| format!("cannot write `{}`", path.display()))
+    super::write_whole(path, 0o666, |out| out.write_all(bytes).context("cannot write a file"))
 }
 
 /// Turns flags into a request.

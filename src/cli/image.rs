@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
-use xbuild_engine::Engine;
 use xbuild_engine::images::Summary;
+use xbuild_engine::{Engine, EngineError};
 use xbuild_oci::Reference;
 use xbuild_runner::container::clock;
 
@@ -338,8 +338,11 @@ pub(crate) fn rmi(args: &RmiArgs, global: &Global) -> Result<Outcome> {
         match engine.remove(name, args.force) {
             Ok(lines) => lines.iter().try_for_each(|line| writeln!(std::io::stdout(), "{line}"))?,
             Err(error) => {
+                let harmless = args.force && matches!(error, EngineError::NoImage(_));
                 super::report::error(&error.into());
-                outcome = Outcome::Code(1);
+                if !harmless {
+                    outcome = Outcome::Code(1);
+                }
             }
         }
     }
@@ -355,16 +358,7 @@ pub(crate) fn save(args: &SaveArgs, global: &Global) -> Result<Outcome> {
             out.flush()?;
         }
         Some(path) => {
-            let part = path.with_extension(format!("part-{}", std::process::id()));
-            let file = std::fs::File::create(&part).with_context(|| format!("cannot write `{}`", part.display()))?;
-            let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-            let saved = engine.save(&args.names, &mut out).map_err(anyhow::Error::from).and_then(|()| Ok(out.flush()?));
-            if let Err(error) = saved {
-                // The error matters more than a part that stays.
-                let _ = std::fs::remove_file(&part);
-                return Err(error);
-            }
-            std::fs::rename(&part, path).with_context(|| format!("cannot write `{}`", path.display()))?;
+            super::write_whole(path, 0o600, |out| Ok(engine.save(&args.names, out)?))?;
         }
     }
     Ok(Outcome::Success)

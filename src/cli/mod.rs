@@ -2,6 +2,7 @@
 
 mod build;
 mod call;
+mod clusters;
 mod container;
 mod format;
 mod image;
@@ -23,9 +24,10 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use on_demand::OnDemand;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use xbuild_engine::{Engine, Snapshotter};
+use xbuild_engine::{Engine, Snapshotter, WholeFile};
 
 /// Builds Dockerfiles into OCI images and runs them.
 ///
@@ -231,7 +233,12 @@ fn with_command(mut arguments: Vec<OsString>, known: &clap::Command) -> Vec<OsSt
         Some(argument) if is_command(argument) => {}
         _ => arguments.insert(first, "build".into()),
     }
-    arguments
+    let word = |at: usize| arguments.get(at).and_then(|argument| argument.to_str());
+    let command = first + usize::from(word(first) == Some("container"));
+    match word(command).and_then(container::described) {
+        Some(describe) => clusters::apart(arguments, command + 1, describe),
+        None => arguments,
+    }
 }
 
 /// Keeps what this process knows from core dumps and other processes of the user, now that it knows secrets.
@@ -240,9 +247,19 @@ pub(crate) fn keep_out_of_dumps() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
+/// Whether nobody reads standard output any more. Only writing there fails with an error that has no story.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
+    let itself = error.chain().next().and_then(|first| first.downcast_ref::<std::io::Error>());
+    itself.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Writes a file of the user: whole, or not at all.
+pub(crate) fn write_whole(path: &Path, mode: u32, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let failed = || format!("cannot write `{}`", path.display());
+    let file = WholeFile::create(path, mode).with_context(failed)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    write(&mut out)?;
+    out.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(WholeFile::finish).with_context(failed)
 }
 
 impl Global {

@@ -13,6 +13,18 @@ pub enum EngineError {
     /// No image of the store has this name, which is shown with its tag.
     #[error("No such image: {0}")]
     NoImage(String),
+    /// The image of that name in the store is for another platform than was asked for.
+    #[error(
+        "image with reference {name} was found but its platform ({actual}) does not match the specified platform ({wanted})"
+    )]
+    OtherPlatform {
+        /// The image's name.
+        name: String,
+        /// What it is for.
+        actual: String,
+        /// What it was to be for.
+        wanted: String,
+    },
     /// A context or base cannot be had.
     #[error("{0}")]
     Source(String),

@@ -2,10 +2,9 @@
 
 use crate::event::{EventKind, Events, StepId};
 use crate::request::{Destination, Output, OutputKind, Provenance, Request};
-use crate::{EngineError, push};
+use crate::{EngineError, WholeFile, push};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use xbuild_cache::tree::{self, Ids, Marks, Node, TarOptions, Time, View};
@@ -343,16 +342,11 @@ fn to_destination(
             out.flush().map_err(|e| EngineError::io("write", Path::new("standard output"), e))
         }
         Destination::Path(path) => {
-            let part = PathBuf::from(format!("{}.part-{}", path.display(), std::process::id()));
-            let file = File::create(&part).map_err(|e| EngineError::io("make", &part, e))?;
+            let failed = |e| EngineError::io("write", path, e);
+            let file = WholeFile::create(path, 0o666).map_err(failed)?;
             let mut out = io::BufWriter::with_capacity(1 << 20, file);
-            let result = write(&mut out).and_then(|()| out.flush().map_err(|e| EngineError::io("write", &part, e)));
-            if result.is_err() {
-                // The error matters more than a part that stays.
-                let _ = std::fs::remove_file(&part);
-                return result;
-            }
-            std::fs::rename(&part, path).map_err(|e| EngineError::io("rename", &part, e))
+            write(&mut out)?;
+            out.into_inner().map_err(|e| failed(e.into_error()))?.finish().map_err(failed)
         }
     }
 }

@@ -29,6 +29,7 @@ mod snapshot;
 mod solve;
 mod stored;
 pub mod time;
+mod whole_file;
 mod worker;
 
 pub use build::{Engine, Response};
@@ -45,3 +46,4 @@ pub fn forget_login(directory: &std::path::Path, host: &str) -> Result<bool, Eng
     Ok(xbuild_registry::erase(directory, host).map_err(xbuild_registry::RegistryError::from)?)
 }
 pub use snapshot::Snapshotter;
+pub use whole_file::WholeFile;

@@ -70,8 +70,11 @@ impl Containers {
     /// The directory with mount points that images may lack, which lies under all layers.
     pub fn skeleton(&self) -> Result<PathBuf> {
         let path = self.root.join(".skeleton");
-        if fs::symlink_metadata(path.join(crate::skeleton::LAST)).is_err() {
+        // By which programs see that they are in a container.
+        let mark = path.join(".dockerenv");
+        if fs::symlink_metadata(&mark).is_err() {
             crate::skeleton::create(&path).at("make", &path)?;
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o755).open(&mark).at("make", &mark)?;
         }
         Ok(path)
     }

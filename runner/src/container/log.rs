@@ -90,7 +90,6 @@ impl LogWriter {
             if self.max_size.is_some_and(|max| self.size + lines.len() as u64 >= max) {
                 self.append(&lines)?;
                 lines.clear();
-                self.rotate()?;
             }
         }
         self.append(&lines)
@@ -112,6 +111,10 @@ impl LogWriter {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         if lines.is_empty() {
             return Ok(());
+        }
+        // Not before something follows: of one file, the last lines are to stay.
+        if self.max_size.is_some_and(|max| self.size >= max) {
+            self.rotate()?;
         }
         self.file.write_all(lines)?;
         self.size += lines.len() as u64;

@@ -7,7 +7,7 @@ use super::error::{NetworkError, Trying};
 use super::firewall::{self, Link};
 use super::links::Links;
 use super::nftables::{Batch, Filters, Hook, Rule};
-use super::records::{Addresses, BRIDGE_PREFIX, NetworkRecord};
+use super::records::{Addresses, BRIDGE_PREFIX, MTU_OPTION, NetworkRecord};
 use super::{address::Net4, host};
 use rustix::io::Errno;
 use std::net::Ipv4Addr;
@@ -29,7 +29,10 @@ pub(super) fn ensure(network: &NetworkRecord, addresses: &Addresses, links: &mut
     if routes.iter().any(|route| route.to.prefix() > 0 && route.to.overlaps(addresses.subnet)) {
         return Err(NetworkError::Overlap(addresses.subnet));
     }
-    let mtu = links.mtu_of_default_route(&routes).trying(|| "look at the host's default route".to_owned())?;
+    let mtu = match network.options.get(MTU_OPTION).and_then(|mtu| mtu.parse().ok()) {
+        Some(asked) => asked,
+        None => links.mtu_of_default_route(&routes).trying(|| "look at the host's default route".to_owned())?,
+    };
     links.add_bridge(&name, mtu).trying(|| step("make"))?;
     let mut set_up = || {
         let made = match filters.commit(rules(network, addresses)) {

@@ -41,7 +41,7 @@ pub use namespace::is_ours as may_change_networks;
 pub use networks::{Networks, NewNetwork};
 pub use nftables::Protocol;
 pub use ports::{PortBinding, PortRequest};
-pub use records::{Addresses, Driver, Endpoint, NetworkRecord};
+pub use records::{Addresses, Driver, Endpoint, MTU_OPTION, NetworkRecord};
 pub use resolver::Resolvers;
 pub use steps::{Request, StepNetwork, StepNetworks};
 pub use usermode::check as check_outlet;

@@ -103,6 +103,9 @@ impl NetworkRecord {
     }
 }
 
+/// The option of a network that says how large packets may be.
+pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+
 /// Names of bridges begin so.
 pub(super) const BRIDGE_PREFIX: &str = "xb-";
 

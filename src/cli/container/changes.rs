@@ -2,7 +2,7 @@
 
 use super::lifecycle::{connect, say};
 use crate::cli::build::full_name;
-use crate::cli::{Global, Outcome};
+use crate::cli::{Global, Outcome, write_whole};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -119,16 +119,7 @@ pub(crate) fn export(args: &ExportArgs, global: &Global) -> Result<Outcome> {
     let found = engine.containers().find(&args.container)?;
     match &args.output {
         Some(path) => {
-            let part = path.with_extension(format!("part-{}", std::process::id()));
-            let file = File::create(&part).with_context(|| format!("cannot write `{}`", part.display()))?;
-            let mut out = BufWriter::with_capacity(1 << 20, file);
-            let done = engine.export_container(&found, &mut out).map_err(anyhow::Error::from);
-            if let Err(error) = done.and_then(|()| Ok(out.flush()?)) {
-                // The error matters more than a part that stays.
-                let _ = std::fs::remove_file(&part);
-                return Err(error);
-            }
-            std::fs::rename(&part, path).with_context(|| format!("cannot write `{}`", path.display()))?;
+            write_whole(path, 0o600, |mut out| Ok(engine.export_container(&found, &mut out)?))?;
         }
         None if std::io::stdout().is_terminal() => {
             bail!("cowardly refusing to save to a terminal. Use the -o flag or redirect")

@@ -6,7 +6,7 @@ use super::session::{self, Session};
 use super::values;
 use crate::cli::{Global, Outcome, report};
 use anyhow::{Context, Result, bail};
-use xbuild_engine::container::exec_privileges;
+use xbuild_engine::container::{environment, exec_privileges};
 use xbuild_runner::container::config::Container;
 use xbuild_runner::container::{Answer, ContainerError, Containers, ExecRequest, Found, Request, Status, Streams};
 use xbuild_runner::{Account, Rlimit};
@@ -119,16 +119,6 @@ fn request(
         own.extend(values::env_file(file)?);
     }
     own.extend(values::environment(&args.env).into_iter().filter(|entry| entry.contains('=')));
-    let mut env = config.env.clone();
-    env.push(format!("HOSTNAME={}", config.hostname));
-    if args.tty {
-        env.push("TERM=xterm".to_owned());
-    }
-    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
-    for entry in own {
-        env.retain(|before| name(before) != name(&entry));
-        env.push(entry);
-    }
     let directory = args.workdir.as_ref().unwrap_or(&config.working_dir);
     if !directory.is_empty() && !directory.starts_with('/') {
         bail!("the working directory '{directory}' is invalid, it needs to be an absolute path");
@@ -137,7 +127,7 @@ fn request(
     let limits = container.host_config.ulimits.iter();
     Ok(ExecRequest {
         args: command.to_vec(),
-        env,
+        env: environment(config, args.tty, &own),
         cwd: if directory.is_empty() { "/".to_owned() } else { directory.clone() },
         account: Account {
             user: args.user.clone().unwrap_or_else(|| config.user.clone()),

@@ -225,22 +225,18 @@ impl CreateFlags {
         if image.starts_with('-') {
             bail!("unknown flag: {image}");
         }
-        let name = self.name.clone();
-        if name.as_deref() == Some("") {
-            bail!("Invalid container name (), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed");
-        }
         let networks = self.networks()?;
         Ok(CreateRequest {
             image: image.clone(),
-            platform: self.platform.as_deref().map(Platform::parse).transpose()?,
-            name,
+            platform: given(&self.platform).map(Platform::parse).transpose()?,
+            name: given(&self.name).map(str::to_owned),
             config: self.config(command, attached)?,
             entrypoint: self.entrypoint.as_ref().map(|own| match own.as_str() {
                 "" => Vec::new(),
                 own => vec![own.to_owned()],
             }),
             host: self.host()?,
-            oci_runtime: self.oci_runtime.as_deref().map_or(Ok(String::new()), values::oci_runtime)?,
+            oci_runtime: given(&self.oci_runtime).map_or(Ok(String::new()), values::oci_runtime)?,
             mounts: self.mounts()?,
             networks,
         })
@@ -248,11 +244,11 @@ impl CreateFlags {
 
     /// Where the ID goes; the file must not be there yet.
     pub(crate) fn cidfile(&self) -> Result<Option<&str>> {
-        match &self.cidfile {
+        match given(&self.cidfile) {
             Some(path) if std::path::Path::new(path).exists() => {
                 bail!("container ID file found, make sure the other container isn't running or delete {path}")
             }
-            path => Ok(path.as_deref()),
+            path => Ok(path),
         }
     }
 
@@ -274,12 +270,18 @@ impl CreateFlags {
         for (port, _) in values::bindings(&self.publish)? {
             exposed_ports.insert(port, Nothing {});
         }
-        if let Some(directory) = &self.workdir
+        if let Some(directory) = given(&self.workdir)
             && !directory.starts_with('/')
         {
             bail!("the working directory '{directory}' is invalid, it needs to be an absolute path");
         }
-        if let Some(signal) = &self.stop_signal
+        for text in self.hostname.iter().chain(&self.domainname).chain(&self.dns_search).chain(&self.dns_option) {
+            // They become lines of files.
+            if text.contains(char::is_control) {
+                bail!("invalid name: {text:?}");
+            }
+        }
+        if let Some(signal) = given(&self.stop_signal)
             && xbuild_runner::container::signals::parse(signal).is_none()
         {
             bail!("invalid signal: {signal}");
@@ -408,7 +410,7 @@ impl CreateFlags {
     }
 
     fn host(&self) -> Result<HostConfig> {
-        let mode = |own: &Option<String>, default: &str| own.clone().unwrap_or_else(|| default.to_owned());
+        let mode = |own: &Option<String>, default: &str| given(own).unwrap_or(default).to_owned();
         let port_bindings = values::bindings(&self.publish)?;
         let network_mode = self.network_mode()?;
         if network_mode == "host" && !port_bindings.is_empty() {
@@ -422,13 +424,13 @@ impl CreateFlags {
                 bail!("conflicting options: hostname and the network mode");
             }
         }
-        if let Some(userns) = self.userns.as_deref().filter(|mode| *mode != "host") {
+        if let Some(userns) = given(&self.userns).filter(|mode| *mode != "host") {
             bail!("--userns: invalid USER mode `{userns}`: only `host` is supported");
         }
         for (flag, value, allowed) in
             [("--uts", &self.uts, &["host"][..]), ("--cgroupns", &self.cgroupns, &["host", "private"])]
         {
-            if let Some(value) = value.as_deref().filter(|value| !allowed.contains(value)) {
+            if let Some(value) = given(value).filter(|value| !allowed.contains(value)) {
                 bail!("{flag}: invalid mode `{value}`");
             }
         }
@@ -465,7 +467,7 @@ impl CreateFlags {
             shm_size: self.shm_size.as_deref().map_or(Ok(64 << 20), values::bytes)?,
             sysctls: self.sysctl.iter().map(|entry| values::pair(entry)).collect(),
             tmpfs: self.tmpfs.iter().map(|spec| values::path_and_options(spec)).collect(),
-            runtime: self.oci_runtime.clone().unwrap_or_else(|| values::OWN_RUNTIME.to_owned()),
+            runtime: mode(&self.oci_runtime, values::OWN_RUNTIME),
             devices: self.device.iter().map(|spec| values::device(spec)).collect::<Result<_>>()?,
             ulimits: self.ulimit.iter().map(|spec| values::ulimit(spec)).collect::<Result<_>>()?,
             mounts: self.mount.iter().map(|spec| values::mount(spec)).collect::<Result<_>>()?,
@@ -497,7 +499,7 @@ impl CreateFlags {
     }
 
     fn log_config(&self) -> Result<LogConfig> {
-        let kind = self.log_driver.clone().unwrap_or_else(|| "json-file".to_owned());
+        let kind = given(&self.log_driver).unwrap_or("json-file").to_owned();
         if !matches!(kind.as_str(), "json-file" | "local" | "none") {
             bail!("logger: no log driver named '{kind}' is registered");
         }
@@ -529,6 +531,11 @@ impl CreateFlags {
         };
         self.add_host.iter().map(one).collect()
     }
+}
+
+/// The value of a flag; an empty one is as good as none, as scripts write it.
+fn given(flag: &Option<String>) -> Option<&str> {
+    flag.as_deref().filter(|value| !value.is_empty())
 }
 
 fn list(values: &[String]) -> Option<Vec<String>> {

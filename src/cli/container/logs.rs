@@ -54,6 +54,7 @@ pub(crate) fn logs(args: &LogsArgs, global: &Global) -> Result<Outcome> {
         details: args.details,
         out: BufWriter::with_capacity(64 << 10, std::io::stdout().lock()),
         err: BufWriter::with_capacity(64 << 10, std::io::stderr().lock()),
+        last_was_error: false,
         at_start: [true, true],
     };
     let path = found.directory.join(LOG_NAME);
@@ -181,6 +182,8 @@ struct Printer<'a> {
     details: bool,
     out: BufWriter<std::io::StdoutLock<'a>>,
     err: BufWriter<std::io::StderrLock<'a>>,
+    /// Which of the two was written last.
+    last_was_error: bool,
     /// The next piece begins a line, by stream.
     at_start: [bool; 2],
 }
@@ -206,6 +209,10 @@ impl Printer<'_> {
             return Ok(());
         }
         let error = entry.stream == "stderr";
+        if error != std::mem::replace(&mut self.last_was_error, error) {
+            // Where both go to one place, they are to keep their order.
+            self.flush()?;
+        }
         let to: &mut dyn Write = if error { &mut self.err } else { &mut self.out };
         let at_start = &mut self.at_start[usize::from(error)];
         if self.timestamps && *at_start {

@@ -126,6 +126,19 @@ pub(crate) struct WithHelp<T: clap::Args> {
     inner: T,
 }
 
+/// The description of a command that takes another command behind its own flags.
+pub(crate) fn described(name: &str) -> Option<fn() -> clap::Command> {
+    fn of<T: clap::Args>() -> clap::Command {
+        T::augment_args(clap::Command::new("container"))
+    }
+    match name {
+        "run" => Some(of::<run::RunArgs>),
+        "create" => Some(of::<flags::CreateFlags>),
+        "exec" => Some(of::<exec::ExecArgs>),
+        _ => None,
+    }
+}
+
 pub(crate) fn dispatch(command: &ContainerCommand, global: &Global) -> Result<Outcome> {
     use ContainerCommand as C;
     match command {

@@ -16,7 +16,7 @@ use xbuild_engine::container::networks as asked;
 use xbuild_runner::container::config::{Container, Endpoint as Asked};
 use xbuild_runner::container::{ContainerError, Containers, Found, clock};
 use xbuild_runner::network::{
-    Endpoint, NetworkError, NetworkRecord, Networks, NewNetwork, PortBinding, Protocol, await_listeners,
+    Endpoint, MTU_OPTION, NetworkError, NetworkRecord, Networks, NewNetwork, PortBinding, Protocol, await_listeners,
 };
 
 /// Commands on networks.
@@ -155,8 +155,14 @@ fn create(args: &CreateArgs, containers: &Containers, networks: &Networks) -> Re
         bail!("operation is not permitted on predefined {} network", args.name);
     }
     let options: BTreeMap<String, String> = args.options.iter().map(|option| pair(option)).collect();
-    if let Some(unknown) = options.keys().find(|key| key.starts_with("com.docker.network.")) {
+    let known = |key: &String| key == MTU_OPTION || !key.starts_with("com.docker.network.");
+    if let Some(unknown) = options.keys().find(|key| !known(key)) {
         bail!("the network option `{unknown}` is not supported");
+    }
+    if let Some(mtu) = options.get(MTU_OPTION)
+        && !mtu.parse::<u32>().is_ok_and(|mtu| (68..=65_535).contains(&mtu))
+    {
+        bail!("invalid value for {MTU_OPTION}: {mtu}");
     }
     let net = |text: &String| text.parse().map_err(|why| anyhow!("invalid subnet {text}: {why}"));
     let address = |text: &String| text.parse().with_context(|| format!("invalid address: {text}"));

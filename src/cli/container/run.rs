@@ -83,6 +83,10 @@ fn start(args: &RunArgs, global: &Global, monitor: Option<IdleMonitor>) -> Resul
     let config = &container.config;
     let streams = Streams { stdin: config.attach_stdin, stdout: config.attach_stdout, stderr: config.attach_stderr };
     let attach = Some(streams).filter(|_| !args.detach);
+    if args.detach {
+        // Also where it cannot be started: it is there.
+        writeln!(std::io::stdout(), "{}", container.id)?;
+    }
     match launch(&engine, &container, attach, monitor) {
         Err(error) => {
             if flags.rm {
@@ -92,7 +96,6 @@ fn start(args: &RunArgs, global: &Global, monitor: Option<IdleMonitor>) -> Resul
         }
         Ok(connection) if args.detach => {
             drop(connection);
-            writeln!(std::io::stdout(), "{}", container.id)?;
             Ok(Outcome::Success)
         }
         Ok(connection) => {
@@ -162,7 +165,7 @@ fn make(engine: &Engine, flags: &CreateFlags, request: &CreateRequest) -> Result
         return Ok(engine.create(request)?);
     }
     match engine.create(request) {
-        Err(EngineError::NoImage(name)) if flags.pull == "missing" => {
+        Err(EngineError::NoImage(name) | EngineError::OtherPlatform { name, .. }) if flags.pull == "missing" => {
             eprintln!("Unable to find image '{name}' locally");
             bring()?;
             Ok(engine.create(request)?)

@@ -3,6 +3,7 @@
 use crate::cli::values::{fields, pairs};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use xbuild_runner::Propagation;
 use xbuild_runner::container::config::{Device, MountRequest, PortBinding, RestartPolicy, Ulimit};
@@ -23,9 +24,17 @@ pub(crate) fn environment(entries: &[String]) -> Vec<String> {
     entries.iter().map(one).collect()
 }
 
+/// Bytes that a file of variables or labels may have.
+const MOST_TEXT: u64 = 16 << 20;
+
 /// Lines of a file that are neither empty nor comments.
 pub(crate) fn lines_of(path: &str) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("open {path}"))?;
+    let mut text = String::new();
+    let file = std::fs::File::open(path).with_context(|| format!("open {path}"))?;
+    file.take(MOST_TEXT + 1).read_to_string(&mut text).with_context(|| format!("read {path}"))?;
+    if text.len() as u64 > MOST_TEXT {
+        bail!("{path} has more than {} MiB", MOST_TEXT >> 20);
+    }
     let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_start);
     Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
 }
@@ -376,7 +385,7 @@ fn binding(spec: &str) -> Result<Vec<(String, PortBinding)>> {
 fn expand(address: &str, host: &str, container: &str, protocol: &str) -> Result<Vec<(String, PortBinding)>> {
     let containers = range(container)?;
     let binding = |host_port: String| PortBinding { host_ip: address.to_owned(), host_port };
-    if host.is_empty() {
+    if host.is_empty() || host == "0" {
         return Ok(containers.map(|port| (format!("{port}/{protocol}"), binding(String::new()))).collect());
     }
     let hosts = range(host).map_err(|_| anyhow!("Invalid hostPort: {host}"))?;

@@ -135,7 +135,7 @@ impl Engine {
             });
             let unpacked = tree::unpack_layer(reader, &files, &base, marks, Limits::default());
             match packing.join() {
-                Ok(Err(error)) => Err(EngineError::from(error)),
+                Ok(Err(error)) if !is_unread(&error) => Err(EngineError::from(error)),
                 _ => unpacked.map(drop).map_err(EngineError::from),
             }
         })?;
@@ -259,6 +259,11 @@ impl frontend::Resolver for Base {
     fn main_context(&self) -> frontend::MainContext {
         frontend::MainContext::Local(xbuild_graph::LocalSource { name: "context".to_owned(), excludes: Vec::new() })
     }
+}
+
+/// Whether the other side has stopped reading, which knows why.
+fn is_unread(error: &tree::TreeError) -> bool {
+    matches!(error, tree::TreeError::Archive(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]

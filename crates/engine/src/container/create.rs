@@ -41,6 +41,11 @@ impl Engine {
     pub fn create(&self, request: &CreateRequest) -> Result<Container, EngineError> {
         let platform = request.platform.clone().unwrap_or_else(Platform::host);
         let (_, found) = self.find(&request.image, &platform)?;
+        let actual = Platform::new(&found.config.os, &found.config.architecture, found.config.variant.as_deref());
+        if request.platform.is_some() && platform.accepts(&actual).is_none() {
+            let (actual, wanted) = (actual.to_string(), platform.to_string());
+            return Err(EngineError::OtherPlatform { name: request.image.clone(), actual, wanted });
+        }
         let tree = self.tree_of(&found)?;
         let containers = self.containers();
         if let Some(name) = &request.name
@@ -189,9 +194,6 @@ fn environment(own: &[String], image: &[String]) -> Vec<String> {
     }
     let taken: Vec<String> = own.iter().map(|entry| name(entry)).collect();
     env.extend(image.iter().filter(|entry| !taken.contains(&name(entry))).cloned());
-    if !env.iter().chain(own).any(|entry| name(entry) == "PATH") {
-        env.push(format!("PATH={}", xbuild_runner::DEFAULT_PATH));
-    }
     env
 }
 
@@ -227,7 +229,7 @@ mod tests {
     fn variables_of_the_user_win_and_can_take_away() {
         let env = environment(&list(&["A=2", "B=3", "A=4", "GONE"]), &list(&["A=1", "GONE=x", "C=5", "PATH=/bin"]));
         assert_eq!(env, list(&["B=3", "A=4", "C=5", "PATH=/bin"]));
-        assert_eq!(environment(&[], &[]), [format!("PATH={}", xbuild_runner::DEFAULT_PATH)]);
+        assert!(environment(&[], &[]).is_empty(), "what every process gets is not the container's own");
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod start;
 
 pub use commit::CommitRequest;
 pub use create::CreateRequest;
-pub use start::{StartRequest, exec_privileges, host_name};
+pub use start::{StartRequest, environment, exec_privileges, host_name};
 
 use crate::Engine;
 use xbuild_runner::container::Containers;

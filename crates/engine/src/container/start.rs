@@ -7,12 +7,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use xbuild_cache::TreeId;
 use xbuild_cache::tree::{Marks, View};
-use xbuild_runner::container::config::{Container, HostConfig, Mount};
+use xbuild_runner::container::config::{Config, Container, HostConfig, Mount};
 use xbuild_runner::container::{Connection, ContainerError, Found, IdleMonitor, Lock, Request, Streams, group_of, log};
 use xbuild_runner::network::{check_outlet, may_change_networks};
 use xbuild_runner::{
-    Account, CAPABILITIES, DEFAULT_CAPABILITIES, DeviceNode, MountSource, MountSpec, Namespaces, Network, Privileges,
-    Propagation, Rlimit, Rootfs, Seccomp, Security, Space, Spec, users,
+    Account, CAPABILITIES, DEFAULT_CAPABILITIES, DEFAULT_PATH, DeviceNode, MountSource, MountSpec, Namespaces, Network,
+    Privileges, Propagation, Rlimit, Rootfs, Seccomp, Security, Space, Spec, users,
 };
 
 /// Who starts a container, and how.
@@ -24,6 +24,21 @@ pub struct StartRequest {
     pub size: Option<(u16, u16)>,
     /// Started ahead.
     pub monitor: Option<IdleMonitor>,
+}
+
+/// The variables of a process in a container: those that all get, in place of which the container's own may stand, and `more`.
+#[must_use]
+pub fn environment(config: &Config, tty: bool, more: &[String]) -> Vec<String> {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut env = vec![format!("PATH={DEFAULT_PATH}"), format!("HOSTNAME={}", config.hostname)];
+    env.extend(tty.then(|| "TERM=xterm".to_owned()));
+    for entry in config.env.iter().chain(more) {
+        match env.iter_mut().find(|before| name(before) == name(entry)) {
+            Some(before) => before.clone_from(entry),
+            None => env.push(entry.clone()),
+        }
+    }
+    env
 }
 
 impl Engine {
@@ -85,19 +100,11 @@ impl Engine {
         let container = &found.container;
         let (config, host) = (&container.config, &container.host_config);
         let network = self.network_of(host)?;
-        let mut env = config.env.clone();
-        let has = |env: &[String], name: &str| env.iter().any(|entry| entry.split('=').next() == Some(name));
-        if !has(&env, "HOSTNAME") {
-            env.push(format!("HOSTNAME={}", config.hostname));
-        }
-        if config.tty && !has(&env, "TERM") {
-            env.push("TERM=xterm".to_owned());
-        }
         let cwd = if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() };
         let privileges = privileges(host)?;
         let root = self.root_of(found)?;
         Ok(Spec {
-            env,
+            env: environment(config, config.tty, &[]),
             cwd,
             account: Some(Account { user: config.user.clone(), groups: host.group_add.clone().unwrap_or_default() }),
             mounts: self.mounts_of(found)?,
