@@ -55,6 +55,15 @@ fn links_of_a_container_stay_inside() {
 }
 
 #[test]
+fn copies_between_containers_are_refused_at_once() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.xbuild(&["create", "--name", "web", "busybox"]).ok();
+    let refusal = "copying between containers is not supported";
+    lab.xbuild(&["cp", "web:/etc", "web:/tmp"]).exits(1).says(refusal);
+    lab.xbuild(&["cp", "web:/etc", "other:/tmp"]).exits(1).says(refusal);
+}
+
+#[test]
 fn changes_become_images() {
     let Some(lab) = lab(&[]) else { return };
     let script = "echo new > /new; rm /etc/group; echo v > /vol/f";

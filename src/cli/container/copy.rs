@@ -28,11 +28,12 @@ pub(crate) struct CopyArgs {
     destination: String,
 }
 
-/// One end of a copy.
-enum End {
+/// One end of a copy, as it was named.
+enum End<'a> {
     Tar,
     Here(PathBuf),
-    Inside(Box<Inside>),
+    /// A container and a path of it.
+    Inside(&'a str, PathBuf),
 }
 
 /// A path of a container.
@@ -45,15 +46,16 @@ struct Inside {
 
 pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
-    let (from, to) = (end(&engine, &args.source)?, end(&engine, &args.destination)?);
-    match (from, to) {
-        (End::Inside(_), End::Inside(_)) => bail!("copying between containers is not supported"),
-        (End::Inside(from), End::Tar) => {
+    match (end(&args.source)?, end(&args.destination)?) {
+        (End::Inside(..), End::Inside(..)) => bail!("copying between containers is not supported"),
+        (End::Inside(container, path), End::Tar) => {
+            let from = Inside::find(&engine, container, path)?;
             let name = name_of(&from.path);
             from.check(&engine, args.follow_link)?;
             from.pack(&engine, &name, args.follow_link, &mut std::io::stdout().lock())?;
         }
-        (End::Tar, End::Inside(to)) => {
+        (End::Tar, End::Inside(container, path)) => {
+            let to = Inside::find(&engine, container, path)?;
             match to.look(&engine, true)? {
                 Some(About { directory: true, .. }) => {}
                 Some(_) => bail!("destination \"{}\" must be a directory", args.destination),
@@ -65,7 +67,8 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
             }
             to.unpack(&engine, &to.path, &mut std::io::stdin().lock())?;
         }
-        (End::Inside(from), End::Here(to)) => {
+        (End::Inside(container, path), End::Here(to)) => {
+            let from = Inside::find(&engine, container, path)?;
             let about = from.check(&engine, args.follow_link)?;
             let there = About::of(&to, true).with_context(|| format!("cannot look at `{}`", to.display()))?;
             let parent_is_there = || parent(&to).is_dir();
@@ -77,7 +80,8 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
                 },
             )?;
         }
-        (End::Here(from), End::Inside(to)) => {
+        (End::Here(from), End::Inside(container, path)) => {
+            let to = Inside::find(&engine, container, path)?;
             let about = About::of(&from, args.follow_link || has_slash(&from))
                 .with_context(|| format!("cannot look at `{}`", from.display()))?
                 .with_context(|| format!("lstat {}: no such file or directory", from.display()))?;
@@ -104,19 +108,13 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
 }
 
 /// Which end an argument names. Paths begin with a slash or a dot, or have no colon.
-fn end(engine: &Engine, text: &str) -> Result<End> {
+fn end(text: &str) -> Result<End<'_>> {
     if text == "-" {
         return Ok(End::Tar);
     }
     match text.split_once(':').filter(|(name, _)| !name.is_empty() && !name.starts_with(['/', '.'])) {
         None => Ok(End::Here(absolute(text)?)),
-        Some((name, path)) => {
-            let containers = engine.containers();
-            let found = containers.find(name)?;
-            let lock = lock_idle(&containers, &found.container.id)?;
-            let found = containers.read(&found.container.id)?;
-            Ok(End::Inside(Box::new(Inside { found, path: rooted(path), _lock: lock })))
-        }
+        Some((name, path)) => Ok(End::Inside(name, rooted(path))),
     }
 }
 
@@ -193,6 +191,14 @@ fn transfer(
 }
 
 impl Inside {
+    fn find(engine: &Engine, name: &str, path: PathBuf) -> Result<Inside> {
+        let containers = engine.containers();
+        let found = containers.find(name)?;
+        let lock = lock_idle(&containers, &found.container.id)?;
+        let found = containers.read(&found.container.id)?;
+        Ok(Inside { found, path, _lock: lock })
+    }
+
     fn place(&self, engine: &Engine) -> Result<Place> {
         Ok(match self.found.state.pid {
             0 => Place::Sandbox(Box::new(engine.files_of(&self.found)?)),
