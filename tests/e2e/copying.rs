@@ -64,6 +64,90 @@ fn copies_between_containers_are_refused_at_once() {
 }
 
 #[test]
+fn the_whole_root_goes_without_what_the_kernel_shows() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.write("bound/file", "bound");
+    let bind = format!("{}:/bound", lab.path("bound").display());
+    let create = ["create", "--name", "web", "--network", "none", "-v", "data:/vol", "-v", &bind, "busybox"];
+    lab.xbuild(&create).args(&["sleep", "1000"]).ok();
+    lab.write("given", "gift");
+    lab.xbuild(&["cp", "given", "web:/vol/x"]).ok();
+    let check = |to: &str| {
+        assert_eq!(
+            (lab.read(&format!("{to}/vol/x")), lab.read(&format!("{to}/bound/file"))),
+            ("gift".into(), "bound".into())
+        );
+        assert!(lab.path(to).join("bin/busybox").exists());
+        for empty in ["proc", "sys", "dev"] {
+            let path = lab.path(to).join(empty);
+            assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "{}", path.display());
+        }
+    };
+    lab.xbuild(&["cp", "web:/", "stopped"]).ok();
+    check("stopped");
+    lab.xbuild(&["start", "web"]).ok();
+    lab.xbuild(&["cp", "web:/.", "running"]).ok();
+    check("running");
+    lab.xbuild(&["cp", "web:/", "-"]).ok();
+    lab.xbuild(&["rm", "-f", "web"]).ok();
+}
+
+#[test]
+fn links_at_both_ends_are_resolved_as_docker_does() {
+    let Some(lab) = lab(&[]) else { return };
+    let script =
+        "ln -s tmp/o /okl; ln -s /tmp/chain /b; ln -s b /a; ln -s no/where /lost; mkdir /d; echo 1 > /d/f; ln -s d /lv";
+    lab.xbuild(&["run", "--name", "web", "busybox", "sh", "-c", script]).ok();
+    let cp = |from: &str, to: &str| lab.xbuild(&["cp", from, to]);
+    lab.write("one", "one");
+    lab.write("two", "two");
+    for content in ["one", "two"] {
+        cp(content, "web:/okl").ok();
+        cp(content, "web:/a").ok();
+        cp("web:/tmp/o", "o").ok();
+        cp("web:/tmp/chain", "chain").ok();
+        assert_eq!((lab.read("o"), lab.read("chain")), (content.to_owned(), content.to_owned()));
+    }
+    cp("web:/okl", "kept").ok();
+    assert_eq!(std::fs::read_link(lab.path("kept")).unwrap().to_str(), Some("tmp/o"));
+    cp("one", "web:/lost").exits(1).says("could not find the directory");
+    lab.write("file", "old");
+    symlink("file", lab.path("link")).unwrap();
+    symlink("fresh", lab.path("dangling")).unwrap();
+    cp("web:/d/f", "link").ok();
+    cp("web:/d/f", "dangling").ok();
+    assert!(lab.path("link").is_symlink() && lab.path("dangling").is_symlink());
+    assert_eq!((lab.read("file"), lab.read("fresh")), ("1".to_owned(), "1".to_owned()));
+    lab.write("tree/leaf", "leaf");
+    symlink("tree", lab.path("sl")).unwrap();
+    cp("sl/", "web:/t1").ok();
+    cp("web:/t1/leaf", "leaf").ok();
+    assert_eq!(lab.read("leaf"), "leaf");
+    cp("web:/lv/", "o2").ok();
+    assert!(!lab.path("o2").is_symlink());
+    assert_eq!(lab.read("o2/f"), "1");
+}
+
+/// The files of a container that does not run are mounted where the host's processes can be seen.
+#[test]
+fn links_of_the_kernel_do_not_lead_to_the_host() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.write("victim/keep", "x");
+    lab.write("evil", "evil");
+    let target = format!("/proc/{}/root{}", std::process::id(), lab.path("victim").display());
+    let script = format!("ln -s {target} /out; ln -s {target}/evil /file");
+    lab.xbuild(&["run", "--name", "web", "busybox", "sh", "-c", &script]).ok();
+    for to in ["web:/out/evil", "web:/out", "web:/out/", "web:/file"] {
+        assert_ne!(lab.xbuild(&["cp", "evil", to]).run().code, 0, "{to}");
+    }
+    for from in ["web:/out/keep", "web:/out/.", "web:/out/"] {
+        assert_ne!(lab.xbuild(&["cp", from, "got"]).run().code, 0, "{from}");
+    }
+    assert_ne!(lab.xbuild(&["cp", "-L", "web:/out", "got"]).run().code, 0);
+    assert!(!lab.path("victim/evil").exists() && !lab.path("got").exists());
+}
+
+#[test]
 fn changes_become_images() {
     let Some(lab) = lab(&[]) else { return };
     let script = "echo new > /new; rm /etc/group; echo v > /vol/f";

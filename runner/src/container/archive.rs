@@ -2,7 +2,7 @@
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat,
-    mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, unlinkat, utimensat,
+    fstat, fstatfs, mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -12,22 +12,51 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use tar::{Archive, Builder, EntryType, Header};
 
-/// Writes the file or directory at `path` as a tar in which it is called `name`; `.` stands for a directory's content.
-pub fn pack(path: &Path, name: &Path, follow: bool, out: impl Write) -> io::Result<()> {
-    let mut builder = Builder::new(out);
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("/"));
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match path.file_name().filter(|_| !ends_in_dot(path)) {
-        Some(own) => {
-            let parent = openat(CWD, parent, flags, Mode::empty())?;
-            add(&mut builder, parent.as_fd(), Path::new(own), name, follow)?;
-        }
-        None => {
-            let directory = openat(CWD, path, flags, Mode::empty())?;
-            add(&mut builder, directory.as_fd(), Path::new("."), name, true)?;
-        }
+/// File systems of the kernel: proc, sysfs, both of cgroups, mqueue and devpts.
+const KERNEL_MAGIC: [u64; 6] = [0x9fa0, 0x6265_6572, 0x27_e0eb, 0x6367_7270, 0x1980_0202, 0x1cd1];
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Whose paths are resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Those of whoever asks, on the host.
+    Host,
+    /// Those of a container that this process has the root of: the kernel's own links, as `/proc/1/root`, are not followed,
+    /// as they can lead out of it.
+    Container,
+}
+
+impl Side {
+    pub(super) fn open(self, at: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let resolve = match self {
+            Side::Host => ResolveFlags::empty(),
+            Side::Container => ResolveFlags::NO_MAGICLINKS,
+        };
+        openat2(at, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
-    builder.into_inner()?.flush()
+}
+
+/// Writes the file or directory at `path` as a tar in which it is called `name`; `.` stands for a directory's content.
+///
+/// Of what the kernel shows somewhere below, as `/proc`, only the directory is written.
+pub fn pack(side: Side, path: &Path, name: &Path, follow: bool, out: impl Write) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    let (directory, own, follow) = match path.file_name().filter(|_| !ends_in_dot(path)) {
+        Some(own) => (parent, Path::new(own), follow),
+        None => (path, Path::new("."), true),
+    };
+    let directory = side.open(CWD, directory, DIRECTORY).map_err(|error| named(directory, &error.into()))?;
+    let devices = statat(CWD, "/dev", AtFlags::SYMLINK_NOFOLLOW).ok().map(|about| (about.st_dev, about.st_ino));
+    let mut packer = Packer { side, builder: Builder::new(out), devices };
+    let shown: PathBuf = path.components().collect();
+    packer.add(&Item { parent: directory.as_fd(), own, name, path: &shown }, follow, None)?;
+    packer.builder.into_inner()?.flush()
+}
+
+/// An error with the path that it is about.
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Whether a path asks for the content of a directory: `x/.`.
@@ -37,60 +66,107 @@ pub fn ends_in_dot(path: &Path) -> bool {
     bytes.ends_with(b"/.") || bytes == b"."
 }
 
-fn add(
-    builder: &mut Builder<impl Write>,
-    parent: BorrowedFd<'_>,
-    own: &Path,
-    name: &Path,
-    follow: bool,
-) -> io::Result<()> {
-    let at = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-    let about = statat(parent, own, at)?;
-    let mut header = header(&about)?;
-    let nofollow = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
-    match FileType::from_raw_mode(about.st_mode) {
-        FileType::Directory => {
-            header.set_entry_type(EntryType::Directory);
-            header.set_size(0);
-            builder.append_data(&mut header, name, io::empty())?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | nofollow;
-            let directory = openat(parent, own, flags, Mode::empty())?;
-            for child in names_in(&directory)? {
-                match add(builder, directory.as_fd(), &child, &name.join(&child), false) {
-                    // It went away meanwhile.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    done => done?,
-                }
+/// A tar that is being written.
+struct Packer<W: Write> {
+    side: Side,
+    builder: Builder<W>,
+    /// Device and inode of `/dev`.
+    devices: Option<(u64, u64)>,
+}
+
+/// Something that goes into a tar.
+struct Item<'a> {
+    parent: BorrowedFd<'a>,
+    /// Its name in the parent.
+    own: &'a Path,
+    /// Its name in the tar.
+    name: &'a Path,
+    /// Where it was found, for errors.
+    path: &'a Path,
+}
+
+/// A directory whose content goes into the tar, too.
+struct Opened {
+    directory: OwnedFd,
+    device: u64,
+    names: Vec<PathBuf>,
+}
+
+impl<W: Write> Packer<W> {
+    /// Writes something, with all that is below. `above` is the device of the directory that it was found in.
+    fn add(&mut self, item: &Item<'_>, follow: bool, above: Option<u64>) -> io::Result<()> {
+        let opened = self.write(item, follow, above).map_err(|error| named(item.path, &error))?;
+        let Some(Opened { directory, device, names }) = opened else { return Ok(()) };
+        for own in &names {
+            let (name, path) = (item.name.join(own), item.path.join(own));
+            let below = Item { parent: directory.as_fd(), own, name: &name, path: &path };
+            match self.add(&below, false, Some(device)) {
+                // It went away meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
             }
-            Ok(())
         }
-        FileType::Symlink => {
-            header.set_entry_type(EntryType::Symlink);
-            header.set_size(0);
-            let target = readlinkat(parent, own, Vec::new())?;
-            builder.append_link(&mut header, name, Path::new(std::ffi::OsStr::from_bytes(target.as_bytes())))
+        Ok(())
+    }
+
+    /// Writes something itself.
+    fn write(&mut self, item: &Item<'_>, follow: bool, above: Option<u64>) -> io::Result<Option<Opened>> {
+        let Item { parent, own, name, .. } = *item;
+        let about = match follow {
+            true => fstat(self.side.open(parent, own, OFlags::PATH)?)?,
+            false => statat(parent, own, AtFlags::SYMLINK_NOFOLLOW)?,
+        };
+        let mut header = header(&about)?;
+        let nofollow = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+        match FileType::from_raw_mode(about.st_mode) {
+            FileType::Directory => {
+                header.set_entry_type(EntryType::Directory);
+                header.set_size(0);
+                self.builder.append_data(&mut header, name, io::empty())?;
+                let directory = self.side.open(parent, own, DIRECTORY | nofollow)?;
+                let mounted = above.is_some_and(|above| above != about.st_dev);
+                if mounted && self.is_kernels(&directory, &about)? {
+                    return Ok(None);
+                }
+                let names = names_in(&directory)?;
+                return Ok(Some(Opened { directory, device: about.st_dev, names }));
+            }
+            FileType::Symlink => {
+                header.set_entry_type(EntryType::Symlink);
+                header.set_size(0);
+                let target = readlinkat(parent, own, Vec::new())?;
+                let target = Path::new(std::ffi::OsStr::from_bytes(target.as_bytes()));
+                self.builder.append_link(&mut header, name, target)?;
+            }
+            FileType::RegularFile => {
+                let file = File::from(self.side.open(parent, own, OFlags::RDONLY | nofollow)?);
+                let size = u64::try_from(about.st_size).unwrap_or(0);
+                header.set_entry_type(EntryType::Regular);
+                header.set_size(size);
+                // A file that shrinks meanwhile ends in zeros: its size is written already.
+                self.builder.append_data(&mut header, name, file.chain(io::repeat(0)).take(size))?;
+            }
+            kind @ (FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo) => {
+                header.set_entry_type(match kind {
+                    FileType::CharacterDevice => EntryType::Char,
+                    FileType::BlockDevice => EntryType::Block,
+                    _ => EntryType::Fifo,
+                });
+                header.set_size(0);
+                header.set_device_major(rustix::fs::major(about.st_rdev))?;
+                header.set_device_minor(rustix::fs::minor(about.st_rdev))?;
+                self.builder.append_data(&mut header, name, io::empty())?;
+            }
+            // Sockets have no form in a tar.
+            _ => {}
         }
-        FileType::RegularFile => {
-            let file = File::from(openat(parent, own, OFlags::RDONLY | OFlags::CLOEXEC | nofollow, Mode::empty())?);
-            let size = u64::try_from(about.st_size).unwrap_or(0);
-            header.set_entry_type(EntryType::Regular);
-            header.set_size(size);
-            // A file that shrinks meanwhile ends in zeros: its size is written already.
-            builder.append_data(&mut header, name, file.chain(io::repeat(0)).take(size))
-        }
-        kind @ (FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo) => {
-            header.set_entry_type(match kind {
-                FileType::CharacterDevice => EntryType::Char,
-                FileType::BlockDevice => EntryType::Block,
-                _ => EntryType::Fifo,
-            });
-            header.set_size(0);
-            header.set_device_major(rustix::fs::major(about.st_rdev))?;
-            header.set_device_minor(rustix::fs::minor(about.st_rdev))?;
-            builder.append_data(&mut header, name, io::empty())
-        }
-        // Sockets have no form in a tar.
-        _ => Ok(()),
+        Ok(None)
+    }
+
+    /// Whether what is mounted here shows the kernel's own things, or is `/dev`.
+    fn is_kernels(&self, directory: &OwnedFd, about: &Stat) -> io::Result<bool> {
+        let magic = fstatfs(directory)?.f_type as u64;
+        Ok(KERNEL_MAGIC.contains(&magic) || magic == TMPFS_MAGIC && self.devices == Some((about.st_dev, about.st_ino)))
     }
 }
 
@@ -117,9 +193,8 @@ fn names_in(directory: &OwnedFd) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Unpacks a tar below `directory`. Names cannot leave it, and no link in it is followed.
-pub fn unpack(directory: &Path, input: impl Read) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, directory, flags, Mode::empty())?;
+pub fn unpack(side: Side, directory: &Path, input: impl Read) -> io::Result<()> {
+    let root = side.open(CWD, directory, DIRECTORY)?;
     let mut archive = Archive::new(input);
     let mut times = Vec::new();
     for entry in archive.entries()? {
@@ -131,9 +206,9 @@ pub fn unpack(directory: &Path, input: impl Read) -> io::Result<()> {
             // The directory itself: it keeps what it is.
             continue;
         };
-        let parent = open_parents(&root, above)?;
-        put(&root, parent.as_fd(), name, &header, &mut entry)
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        open_parents(&root, above)
+            .and_then(|parent| put(&root, parent.as_fd(), name, &header, &mut entry))
+            .map_err(|error| named(&path, &error))?;
         if header.entry_type() == EntryType::Directory {
             times.push((parts, header));
         }
@@ -169,12 +244,11 @@ fn parts_of(path: &Path) -> io::Result<Vec<PathBuf>> {
 fn open_parents(root: &OwnedFd, parts: &[PathBuf]) -> io::Result<OwnedFd> {
     let mut at = root.try_clone()?;
     for part in parts {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        at = match openat2(&at, part, flags, Mode::empty(), resolve) {
+        at = match openat2(&at, part, DIRECTORY, Mode::empty(), resolve) {
             Err(Errno::NOENT) => {
                 mkdirat(&at, part, Mode::from_raw_mode(0o755))?;
-                openat2(&at, part, flags, Mode::empty(), resolve)?
+                openat2(&at, part, DIRECTORY, Mode::empty(), resolve)?
             }
             opened => opened?,
         };
@@ -276,7 +350,7 @@ mod tests {
 
     fn packed(path: &Path, name: &str, follow: bool) -> Vec<u8> {
         let mut tar = Vec::new();
-        pack(path, Path::new(name), follow, &mut tar).unwrap();
+        pack(Side::Container, path, Path::new(name), follow, &mut tar).unwrap();
         tar
     }
 
@@ -290,16 +364,16 @@ mod tests {
         symlink("sub", source.join("link")).unwrap();
         let long = "x".repeat(200);
         fs::write(source.join(&long), "long").unwrap();
-        unpack(to.path(), packed(&source, "new", false).as_slice()).unwrap();
+        unpack(Side::Container, to.path(), packed(&source, "new", false).as_slice()).unwrap();
         let copied = to.path().join("new/sub/with space ü");
         assert_eq!(fs::read_to_string(&copied).unwrap(), "content");
         assert_eq!(fs::metadata(&copied).unwrap().permissions().mode() & 0o777, 0o751);
         assert_eq!(fs::read_link(to.path().join("new/link")).unwrap(), Path::new("sub"));
         assert_eq!(fs::read_to_string(to.path().join("new").join(&long)).unwrap(), "long");
-        unpack(to.path(), packed(&source.join("."), ".", false).as_slice()).unwrap();
+        unpack(Side::Container, to.path(), packed(&source.join("."), ".", false).as_slice()).unwrap();
         assert!(to.path().join("sub/with space ü").exists());
         let followed = packed(&source.join("link"), "dir", true);
-        unpack(to.path(), followed.as_slice()).unwrap();
+        unpack(Side::Container, to.path(), followed.as_slice()).unwrap();
         assert!(to.path().join("dir/with space ü").is_file());
     }
 
@@ -319,14 +393,51 @@ mod tests {
         };
         let mut climbing = Builder::new(Vec::new());
         entry(&mut climbing, "../evil");
-        assert!(unpack(out.path(), climbing.into_inner().unwrap().as_slice()).is_err());
+        assert!(unpack(Side::Container, out.path(), climbing.into_inner().unwrap().as_slice()).is_err());
         symlink(victim.path(), out.path().join("link")).unwrap();
         let mut through = Builder::new(Vec::new());
         entry(&mut through, "link/evil");
-        assert!(unpack(out.path(), through.into_inner().unwrap().as_slice()).is_err());
+        assert!(unpack(Side::Container, out.path(), through.into_inner().unwrap().as_slice()).is_err());
         let mut absolute = Builder::new(Vec::new());
         entry(&mut absolute, "/evil");
-        unpack(out.path(), absolute.into_inner().unwrap().as_slice()).unwrap();
+        unpack(Side::Container, out.path(), absolute.into_inner().unwrap().as_slice()).unwrap();
         assert!(out.path().join("evil").exists() && fs::read_dir(victim.path()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn errors_name_the_path_that_failed() {
+        let from = tempfile::tempdir().unwrap();
+        fs::write(from.path().join("f"), "content").unwrap();
+        let error = pack(Side::Host, &from.path().join("f/below"), Path::new("x"), false, io::sink()).unwrap_err();
+        assert!(error.to_string().contains("/f: "), "{error}");
+        let error = pack(Side::Host, &from.path().join("none"), Path::new("x"), false, io::sink()).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::NotFound && error.to_string().contains("/none: "), "{error}");
+    }
+
+    #[test]
+    fn links_of_the_kernel_lead_nowhere_in_a_container() {
+        let own = Path::new("/proc/self/root/etc/passwd");
+        assert!(pack(Side::Host, own, Path::new("x"), false, io::sink()).is_ok());
+        assert!(pack(Side::Container, own, Path::new("x"), false, io::sink()).is_err());
+        assert!(pack(Side::Container, Path::new("/proc/self/cwd"), Path::new("x"), true, io::sink()).is_err());
+        assert!(unpack(Side::Container, Path::new("/proc/self/cwd"), io::empty()).is_err());
+    }
+
+    #[test]
+    fn nothing_is_read_of_what_the_kernel_shows() {
+        let directory = openat(CWD, "/", DIRECTORY, Mode::empty()).unwrap();
+        let mut packer = Packer { side: Side::Host, builder: Builder::new(Vec::new()), devices: None };
+        let item = Item {
+            parent: directory.as_fd(),
+            own: Path::new("proc"),
+            name: Path::new("proc"),
+            path: Path::new("/proc"),
+        };
+        let above = fstat(&directory).unwrap().st_dev;
+        packer.add(&item, false, Some(above)).unwrap();
+        let tar = packer.builder.into_inner().unwrap();
+        let mut archive = Archive::new(tar.as_slice());
+        let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned());
+        assert_eq!(names.collect::<Vec<_>>(), [PathBuf::from("proc")]);
     }
 }

@@ -4,23 +4,27 @@
 //! has the container's root for its own: it joins the mount namespace of a container that runs, and mounts what the
 //! container would see for one that does not. No path that it resolves can lead out.
 
-use super::archive;
+use super::archive::{self, Side};
 use super::error::{At, ContainerError};
 use crate::error::Failure;
 use crate::protocol::{receive, send};
 use crate::sandbox;
 use crate::spec::Spec;
+use rustix::fs::{CWD, FileType, OFlags, fstat, readlinkat};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 const WORKER_NAME: &str = "xbuild-files";
+/// How many links are followed at the end of a path: as many as the kernel follows.
+const LINK_LIMIT: u32 = 40;
 
 /// Whose files.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +38,7 @@ pub enum Place {
 #[derive(Debug, Serialize, Deserialize)]
 enum Work {
     Look { path: PathBuf, follow: bool },
+    Find { path: PathBuf },
     Pack { path: PathBuf, name: PathBuf, follow: bool },
     Unpack { directory: PathBuf },
 }
@@ -46,7 +51,8 @@ struct Order {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
-    Found(Option<About>),
+    Looked(Option<About>),
+    Found(Destination),
     Done,
     Failed(String),
 }
@@ -64,18 +70,52 @@ pub struct About {
 
 impl About {
     /// Looks at a path of this process; `None` if there is nothing.
-    pub fn of(path: &Path, follow: bool) -> io::Result<Option<About>> {
-        let about = if follow { std::fs::metadata(path) } else { std::fs::symlink_metadata(path) };
-        match about {
-            Ok(about) => {
-                let kind = about.file_type();
-                let special = kind.is_char_device() || kind.is_block_device() || kind.is_fifo() || kind.is_socket();
-                Ok(Some(About { directory: kind.is_dir(), link: kind.is_symlink(), special }))
-            }
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(error),
-        }
+    pub fn of(side: Side, path: &Path, follow: bool) -> io::Result<Option<About>> {
+        let nofollow = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+        let kind = match side.open(CWD, path, OFlags::PATH | nofollow) {
+            Ok(opened) => FileType::from_raw_mode(fstat(opened)?.st_mode),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let (directory, link) = (kind == FileType::Directory, kind == FileType::Symlink);
+        Ok(Some(About { directory, link, special: !directory && !link && kind != FileType::RegularFile }))
     }
+}
+
+/// Where a copy goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destination {
+    /// The path that was named, or the one that a link there leads to.
+    pub path: PathBuf,
+    /// What stands there.
+    pub about: Option<About>,
+    /// The directory that it is in, or would be in, is there.
+    pub has_parent: bool,
+}
+
+impl Destination {
+    /// Looks at a path of this process. A link at its end is followed, also to what is not there yet.
+    pub fn of(side: Side, path: &Path) -> io::Result<Destination> {
+        let path = end_of_links(side, path)?;
+        let about = About::of(side, &path, true)?;
+        let parent = About::of(side, path.parent().unwrap_or(Path::new("/")), true)?;
+        Ok(Destination { path, about, has_parent: parent.is_some_and(|parent| parent.directory) })
+    }
+}
+
+fn end_of_links(side: Side, path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINK_LIMIT {
+        let link = match side.open(CWD, &path, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(opened) if FileType::from_raw_mode(fstat(&opened)?.st_mode) == FileType::Symlink => opened,
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => return Ok(path),
+            Err(error) => return Err(error.into()),
+        };
+        let target = readlinkat(link, "", Vec::new())?;
+        let above = path.parent().unwrap_or(Path::new("/"));
+        path = above.join(std::ffi::OsStr::from_bytes(target.as_bytes()));
+    }
+    Err(Errno::LOOP.into())
 }
 
 /// Becomes the worker if that is what this process was started as, and then never returns.
@@ -125,13 +165,15 @@ fn told(failure: Failure) -> String {
 
 fn work(work: &Work, data: File) -> io::Result<Answer> {
     match work {
-        Work::Look { path, follow } => About::of(path, *follow).map(Answer::Found),
+        Work::Look { path, follow } => About::of(Side::Container, path, *follow).map(Answer::Looked),
+        Work::Find { path } => Destination::of(Side::Container, path).map(Answer::Found),
         Work::Pack { path, name, follow } => {
-            archive::pack(path, name, *follow, io::BufWriter::with_capacity(256 << 10, data))?;
+            let out = io::BufWriter::with_capacity(256 << 10, data);
+            archive::pack(Side::Container, path, name, *follow, out)?;
             Ok(Answer::Done)
         }
         Work::Unpack { directory } => {
-            archive::unpack(directory, io::BufReader::with_capacity(256 << 10, data))?;
+            archive::unpack(Side::Container, directory, io::BufReader::with_capacity(256 << 10, data))?;
             Ok(Answer::Done)
         }
     }
@@ -161,6 +203,12 @@ impl Worker {
         Ok(Worker { child, orders, data: File::from(data) })
     }
 
+    /// Has something answered that takes no data.
+    fn ask<T>(place: Place, work: Work, wanted: impl FnOnce(Answer) -> Option<T>) -> io::Result<T> {
+        let answer = Worker::start(place, work)?.finish()?;
+        wanted(answer).ok_or_else(|| io::Error::other("an answer that was not asked for"))
+    }
+
     fn finish(mut self) -> io::Result<Answer> {
         let answer = receive::<Answer>(self.orders.as_fd())?;
         self.child.wait()?;
@@ -174,14 +222,20 @@ impl Worker {
 
 /// Looks at a path of a container; `None` if there is nothing.
 pub fn look(place: Place, path: &Path, follow: bool) -> Result<Option<About>, ContainerError> {
-    let done = (|| {
-        let worker = Worker::start(place, Work::Look { path: path.to_owned(), follow })?;
-        match worker.finish()? {
-            Answer::Found(found) => Ok(found),
-            _ => Err(io::Error::other("an answer that was not asked for")),
-        }
-    })();
-    done.at("look at", path)
+    let answer = Worker::ask(place, Work::Look { path: path.to_owned(), follow }, |answer| match answer {
+        Answer::Looked(about) => Some(about),
+        _ => None,
+    });
+    answer.at("look at", path)
+}
+
+/// Looks where a copy to a path of a container goes.
+pub fn destination(place: Place, path: &Path) -> Result<Destination, ContainerError> {
+    let answer = Worker::ask(place, Work::Find { path: path.to_owned() }, |answer| match answer {
+        Answer::Found(destination) => Some(destination),
+        _ => None,
+    });
+    answer.at("look at", path)
 }
 
 /// Writes what stands at a path of a container as a tar in which it is called `name`.
@@ -207,4 +261,31 @@ pub fn unpack(place: Place, directory: &Path, input: &mut dyn Read) -> Result<()
         copied.and(ended.map_err(Into::into))
     })();
     done.at("copy to", directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_at_the_end_of_a_destination_are_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("d")).unwrap();
+        fs::write(at("d/file"), "").unwrap();
+        for (link, target) in
+            [("one", "d/file"), ("two", "one"), ("gone", "d/new"), ("lost", "no/new"), ("loop", "loop")]
+        {
+            symlink(target, at(link)).unwrap();
+        }
+        let of = |name: &str| Destination::of(Side::Container, &at(name));
+        let file = About { directory: false, link: false, special: false };
+        assert_eq!(of("two").unwrap(), Destination { path: at("d/file"), about: Some(file), has_parent: true });
+        assert_eq!(of("gone").unwrap(), Destination { path: at("d/new"), about: None, has_parent: true });
+        assert_eq!(of("lost").unwrap(), Destination { path: at("no/new"), about: None, has_parent: false });
+        assert!(of("d/").unwrap().about.is_some_and(|about| about.directory));
+        assert!(of("loop").is_err());
+    }
 }

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use xbuild_engine::Engine;
-use xbuild_runner::container::archive;
-use xbuild_runner::container::inside::{self, About, Place};
+use xbuild_runner::container::archive::{self, Side};
+use xbuild_runner::container::inside::{self, About, Destination, Place};
 use xbuild_runner::container::{Found, Lock};
 
 /// Flags of `cp`.
@@ -50,9 +50,9 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
         (End::Inside(..), End::Inside(..)) => bail!("copying between containers is not supported"),
         (End::Inside(container, path), End::Tar) => {
             let from = Inside::find(&engine, container, path)?;
-            let name = name_of(&from.path);
-            from.check(&engine, args.follow_link)?;
-            from.pack(&engine, &name, args.follow_link, &mut std::io::stdout().lock())?;
+            let follow = args.follows(&from.path);
+            from.check(&engine, follow)?;
+            from.pack(&engine, &name_of(&from.path), follow, &mut std::io::stdout().lock())?;
         }
         (End::Tar, End::Inside(container, path)) => {
             let to = Inside::find(&engine, container, path)?;
@@ -69,32 +69,30 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
         }
         (End::Inside(container, path), End::Here(to)) => {
             let from = Inside::find(&engine, container, path)?;
-            let about = from.check(&engine, args.follow_link)?;
-            let there = About::of(&to, true).with_context(|| format!("cannot look at `{}`", to.display()))?;
-            let parent_is_there = || parent(&to).is_dir();
-            let (directory, name) = target(&from.path, &about, &to, there.as_ref(), &parent_is_there)?;
+            let follow = args.follows(&from.path);
+            let about = from.check(&engine, follow)?;
+            let there =
+                Destination::of(Side::Host, &to).with_context(|| format!("cannot look at `{}`", to.display()))?;
+            let (directory, name) = target(&from.path, &about, &there)?;
             transfer(
-                |out| from.pack(&engine, &name, args.follow_link, out),
+                |out| from.pack(&engine, &name, follow, out),
                 |input| {
-                    archive::unpack(&directory, input).with_context(|| format!("cannot copy to `{}`", to.display()))
+                    archive::unpack(Side::Host, &directory, input)
+                        .with_context(|| format!("cannot copy to `{}`", to.display()))
                 },
             )?;
         }
         (End::Here(from), End::Inside(container, path)) => {
             let to = Inside::find(&engine, container, path)?;
-            let about = About::of(&from, args.follow_link || has_slash(&from))
+            let follow = args.follows(&from);
+            let about = About::of(Side::Host, &from, follow)
                 .with_context(|| format!("cannot look at `{}`", from.display()))?
                 .with_context(|| format!("lstat {}: no such file or directory", from.display()))?;
-            let there = to.look(&engine, true)?;
-            let parent_is_there = || {
-                let above = Inside { found: to.found.clone(), path: parent(&to.path), _lock: None };
-                matches!(above.look(&engine, true), Ok(Some(About { directory: true, .. })))
-            };
-            let (directory, name) = target(&from, &about, &to.path, there.as_ref(), &parent_is_there)
+            let (directory, name) = target(&from, &about, &to.destination(&engine)?)
                 .with_context(|| format!("cannot copy to container {}", to.found.container.name))?;
             transfer(
                 |out| {
-                    archive::pack(&from, &name, args.follow_link, out)
+                    archive::pack(Side::Host, &from, &name, follow, out)
                         .with_context(|| format!("cannot copy `{}`", from.display()))
                 },
                 |input| to.unpack(&engine, &directory, input),
@@ -105,6 +103,13 @@ pub(crate) fn copy(args: &CopyArgs, global: &Global) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Success)
+}
+
+impl CopyArgs {
+    /// Whether a link that is named as the source stands for what it leads to.
+    fn follows(&self, source: &Path) -> bool {
+        self.follow_link || has_slash(source)
+    }
 }
 
 /// Which end an argument names. Paths begin with a slash or a dot, or have no colon.
@@ -147,28 +152,22 @@ fn name_of(path: &Path) -> PathBuf {
 }
 
 /// Where a source goes: the directory to unpack in, and its name there. The rules are those of `cp -a`.
-fn target(
-    from: &Path,
-    about: &About,
-    to: &Path,
-    there: Option<&About>,
-    parent_is_there: &dyn Fn() -> bool,
-) -> Result<(PathBuf, PathBuf)> {
-    match there {
-        Some(About { directory: true, .. }) => Ok((to.to_owned(), name_of(from))),
+fn target(from: &Path, about: &About, to: &Destination) -> Result<(PathBuf, PathBuf)> {
+    let path = &to.path;
+    match &to.about {
+        Some(About { directory: true, .. }) => return Ok((path.clone(), name_of(from))),
         Some(_) if about.directory => bail!("cannot copy directory"),
-        Some(_) if has_slash(to) => bail!("not a directory: {}", to.display()),
-        other => {
-            if other.is_none() && !about.directory && has_slash(to) {
-                bail!("destination directory must exist: no such directory {}", to.display());
-            }
-            let name = to.file_name().context("a destination without a name")?;
-            if !parent_is_there() {
-                bail!("could not find the directory {}: no such file or directory", parent(to).display());
-            }
-            Ok((parent(to), PathBuf::from(name)))
+        Some(_) if has_slash(path) => bail!("not a directory: {}", path.display()),
+        None if !about.directory && has_slash(path) => {
+            bail!("destination directory must exist: no such directory {}", path.display())
         }
+        _ => {}
     }
+    let name = path.file_name().context("a destination without a name")?;
+    if !to.has_parent {
+        bail!("could not find the directory {}: no such file or directory", parent(path).display());
+    }
+    Ok((parent(path), PathBuf::from(name)))
 }
 
 /// Runs both sides at once, with a pipe between.
@@ -210,9 +209,13 @@ impl Inside {
         Ok(inside::look(self.place(engine)?, &self.path, follow)?)
     }
 
+    fn destination(&self, engine: &Engine) -> Result<Destination> {
+        Ok(inside::destination(self.place(engine)?, &self.path)?)
+    }
+
     /// What the source is; that it is not there is an error.
     fn check(&self, engine: &Engine, follow: bool) -> Result<About> {
-        let about = self.look(engine, follow || has_slash(&self.path))?;
+        let about = self.look(engine, follow)?;
         about.with_context(|| {
             format!(
                 "Could not find the file {} in container {}: no such file or directory",
