@@ -28,8 +28,8 @@ pub(crate) fn print(
 ) -> Result<()> {
     let default = format!("table {}", shape.default);
     let format = match format {
-        None | Some("table") if quiet => shape.quiet,
-        None | Some("table") => &default,
+        None | Some("" | "table") if quiet => shape.quiet,
+        None | Some("" | "table") => &default,
         Some(own) => own,
     };
     if format == "json" {
