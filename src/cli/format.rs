@@ -1,12 +1,14 @@
 //! Lists as docker prints them: tables, templates, JSON lines.
 
-use super::template::Template;
+use super::template::{Template, visible};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::io::Write;
 
 /// Key of a row under which its labels lie for `{{.Label "name"}}`; not shown.
 pub(crate) const LABELS: &str = "\0labels";
+/// Key that the row of headers has; not shown.
+pub(crate) const HEADERS: &str = "\0headers";
 
 /// What a list looks like.
 pub(crate) struct Shape<'a> {
@@ -47,11 +49,9 @@ pub(crate) fn print(
         return Ok(());
     };
     let template = Template::parse(columns)?;
-    let headers: Map<String, Value> = shape
-        .headers
-        .iter()
-        .map(|(field, header)| ((*field).to_owned(), Value::String((*header).to_owned())))
-        .collect();
+    let headers = shape.headers.iter().chain(&[(HEADERS, "")]);
+    let headers: Map<String, Value> =
+        headers.map(|(field, header)| ((*field).to_owned(), Value::String((*header).to_owned()))).collect();
     let mut lines = vec![template.execute(&Value::Object(headers))?];
     for row in rows {
         lines.push(template.execute(row)?);
@@ -89,16 +89,6 @@ pub(crate) fn write_table<S: AsRef<str>>(out: &mut impl Write, rows: &[Vec<S>]) 
         writeln!(out, "{line}")?;
     }
     Ok(())
-}
-
-/// A row without what is only for templates.
-fn visible(row: &Value) -> Value {
-    match row {
-        Value::Object(map) => {
-            Value::Object(map.iter().filter(|(key, _)| *key != LABELS).map(|(k, v)| (k.clone(), v.clone())).collect())
-        }
-        other => other.clone(),
-    }
 }
 
 /// Bytes as docker writes them for people: powers of 1000, up to three digits and a point.
@@ -156,6 +146,10 @@ mod tests {
         assert_eq!(printed(Some("table {{.Size}}"), false), "SIZE\n1\n2\n");
         assert_eq!(printed(Some("{{.Name}}={{.Label \"k\"}}"), true), "a-long-name-here=v\nb=\n");
         assert_eq!(printed(Some("json"), false).lines().next(), Some(r#"{"Name":"a-long-name-here","Size":1}"#));
+        assert_eq!(printed(Some("{{json .}}"), false), printed(Some("json"), false));
+        assert_eq!(printed(Some(""), false), printed(None, false), "an empty format is none");
+        assert_eq!(printed(Some(""), true), printed(None, true));
+        assert_eq!(printed(Some("table {{.Label \"com.example.my-k\"}}"), false).lines().next(), Some("my k"));
         assert!(print(&mut Vec::new(), &SHAPE, Some("{{.Nope}}"), false, &[]).is_err());
     }
 

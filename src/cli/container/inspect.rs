@@ -1,7 +1,7 @@
 //! `inspect` of everything, and docker's form of a container.
 
 use super::list::object;
-use crate::cli::template::Template;
+use crate::cli::template::{OMITTED, Template};
 use crate::cli::{Global, Outcome, report};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -138,27 +138,67 @@ fn look_up(engine: &Engine, name: &str, kinds: &[&str], size: bool) -> Result<Va
     }
 }
 
-/// Fields that docker leaves out of JSON when they are empty, but that templates may ask for.
+/// Gives templates the fields that docker leaves out of JSON when they are empty.
 fn complete(mut value: Value) -> Value {
-    let defaults = [
-        ("State", json!({"Health": null})),
-        (
-            "Config",
-            json!({"StopSignal": "", "StopTimeout": null, "Healthcheck": null, "ExposedPorts": {}, "Shell": null, "Volumes": null,
-                   "Labels": {}, "Entrypoint": null, "Cmd": null, "User": "", "WorkingDir": "", "Env": null, "OnBuild": null}),
-        ),
-        ("HostConfig", json!({"Tmpfs": {}, "Sysctls": {}, "Mounts": []})),
-    ];
-    if let Value::Object(map) = &mut value {
-        for (name, fields) in defaults {
-            if let Some(Value::Object(inner)) = map.get_mut(name) {
-                for (key, default) in object(fields) {
-                    inner.entry(key).or_insert(default);
-                }
-            }
-        }
+    let config = json!({
+        "StopSignal": "", "StopTimeout": null, "Healthcheck": null, "ExposedPorts": {}, "Shell": null, "Volumes": null,
+        "Labels": {}, "Entrypoint": null, "Cmd": null, "User": "", "WorkingDir": "", "Env": null, "OnBuild": null,
+        "ArgsEscaped": false, "MacAddress": "", "NetworkDisabled": false,
+    });
+    omit(value.get_mut("State"), json!({"Health": null}));
+    omit(value.get_mut("Config"), config);
+    let host = json!({
+        "Tmpfs": {}, "Sysctls": {}, "Mounts": [], "StorageOpt": null, "Annotations": null, "MaskedPaths": null,
+        "ReadonlyPaths": null,
+    });
+    omit(value.get_mut("HostConfig"), host);
+    for mount in value.get_mut("Mounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        omit(Some(mount), json!({"Name": "", "Driver": ""}));
     }
     value
+}
+
+fn omit(object: Option<&mut Value>, fields: Value) {
+    if let Some(Value::Object(map)) = object {
+        map.insert(OMITTED.to_owned(), fields);
+    }
+}
+
+/// An object with the fields that docker always shows and that are the same for every container here.
+fn with(value: Value, fields: Value) -> Value {
+    let mut map = object(fields);
+    map.append(&mut object(value));
+    map.into()
+}
+
+fn host_config(container: &Container) -> Result<Value> {
+    let fields = json!({
+        "BlkioWeightDevice": [],
+        "Cgroup": "",
+        "CpuCount": 0,
+        "CpuPercent": 0,
+        "CpuRealtimePeriod": 0,
+        "CpuRealtimeRuntime": 0,
+        "DeviceCgroupRules": null,
+        "DeviceRequests": null,
+        "IOMaximumBandwidth": 0,
+        "IOMaximumIOps": 0,
+        "Isolation": "",
+        "Links": null,
+        "VolumeDriver": "",
+    });
+    Ok(with(serde_json::to_value(&container.host_config)?, fields))
+}
+
+fn network_settings(found: &Found) -> Result<Value> {
+    let fields = json!({
+        "HairpinMode": false,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": null,
+        "SecondaryIPv6Addresses": null,
+    });
+    Ok(with(super::network::settings(found)?, fields))
 }
 
 /// A container as docker shows it.
@@ -204,11 +244,11 @@ pub(crate) fn container(engine: &Engine, found: &Found, size: bool) -> Result<Va
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": null,
-        "HostConfig": container.host_config,
+        "HostConfig": host_config(container)?,
         "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": file("fs"), "WorkDir": file("work")}},
         "Mounts": mounts(container)?,
         "Config": container.config,
-        "NetworkSettings": super::network::settings(found)?,
+        "NetworkSettings": network_settings(found)?,
     });
     if let (true, Value::Object(map)) = (size, &mut shown) {
         let own = super::changes::disk_size(&found.directory.join("fs"));

@@ -2,7 +2,8 @@
 
 use super::functions;
 use super::parse::{Node, Operand, Pipeline};
-use super::{LISTS, MAPS};
+use super::{LISTS, MAPS, OMITTED, entries};
+use crate::cli::format::{HEADERS, LABELS};
 use serde_json::Value;
 
 type Result<T> = std::result::Result<T, String>;
@@ -87,7 +88,9 @@ impl Scope {
         let over = self.commands(pipeline, dot)?;
         let items: Vec<(Value, Value)> = match over {
             Value::Array(list) => list.into_iter().enumerate().map(|(at, value)| (Value::from(at), value)).collect(),
-            Value::Object(map) => map.into_iter().map(|(key, value)| (Value::String(key), value)).collect(),
+            Value::Object(map) => {
+                entries(&map).map(|(key, value)| (Value::String(key.clone()), value.clone())).collect()
+            }
             Value::Null => Vec::new(),
             Value::Number(count) => {
                 (0..count.as_i64().unwrap_or(0)).map(|at| (Value::from(at), Value::from(at))).collect()
@@ -150,9 +153,7 @@ impl Scope {
             Operand::Function(name) => functions::call(name, &arguments),
             // The one method that docker's rows have.
             Operand::Dot(path) if path.as_slice() == ["Label"] && !arguments.is_empty() => {
-                let labels = dot.get(super::super::format::LABELS).unwrap_or(&Value::Null);
-                let key = functions::shown(&arguments[0]);
-                Ok(labels.get(&key).cloned().unwrap_or_else(|| Value::String(String::new())))
+                Ok(label(dot, &functions::shown(&arguments[0])))
             }
             other if arguments.is_empty() => self.operand(other, dot),
             _ => Err("can't give argument to non-function".to_owned()),
@@ -177,6 +178,16 @@ impl Scope {
     }
 }
 
+/// The label of a row; of the row of headers, what stands above it.
+fn label(row: &Value, key: &str) -> Value {
+    if row.get(HEADERS).is_some() {
+        let last = key.rsplit('.').next().unwrap_or(key);
+        return Value::String(last.replace(['-', '_'], " "));
+    }
+    let labels = row.get(LABELS).unwrap_or(&Value::Null);
+    labels.get(key).cloned().unwrap_or_else(|| Value::String(String::new()))
+}
+
 /// What Go prints for a field that is nil: that depends on its type, which its name tells here.
 fn nothing(path: &[String]) -> &'static str {
     let is = |names: &[&str], name: Option<&String>| name.is_some_and(|name| names.contains(&name.as_str()));
@@ -194,7 +205,7 @@ fn fields(value: &Value, path: &[String]) -> Result<Value> {
     let mut in_map = false;
     for name in path {
         match at {
-            Value::Object(map) => match map.get(name) {
+            Value::Object(map) => match map.get(name).or_else(|| map.get(OMITTED)?.get(name)) {
                 Some(inner) => at = inner,
                 None if in_map => return Ok(Value::Null),
                 None => {

@@ -1,5 +1,6 @@
 //! What templates can call.
 
+use super::{entries, visible};
 use serde_json::Value;
 use std::cmp::Ordering;
 
@@ -11,7 +12,7 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value> {
     let number = |at: usize| arguments.get(at).and_then(Value::as_i64).ok_or_else(wrong);
     let one = || arguments.first().ok_or_else(wrong);
     Ok(match name {
-        "json" => Value::String(serde_json::to_string(one()?).map_err(|error| error.to_string())?),
+        "json" => Value::String(serde_json::to_string(&visible(one()?)).map_err(|error| error.to_string())?),
         "print" | "html" | "urlquery" | "js" => {
             Value::String(arguments.iter().map(shown).collect::<Vec<_>>().join(" "))
         }
@@ -42,7 +43,7 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value> {
         "len" => Value::from(match one()? {
             Value::String(text) => text.len(),
             Value::Array(list) => list.len(),
-            Value::Object(map) => map.len(),
+            Value::Object(map) => entries(map).count(),
             Value::Null => 0,
             _ => return Err(wrong()),
         }),
@@ -82,7 +83,7 @@ pub(super) fn shown(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(list) => format!("[{}]", list.iter().map(shown).collect::<Vec<_>>().join(" ")),
         Value::Object(map) => {
-            let entries: Vec<String> = map.iter().map(|(key, value)| format!("{key}:{}", shown(value))).collect();
+            let entries: Vec<String> = entries(map).map(|(key, value)| format!("{key}:{}", shown(value))).collect();
             format!("map[{}]", entries.join(" "))
         }
         other => other.to_string(),
@@ -97,7 +98,7 @@ pub(super) fn is_true(value: &Value) -> bool {
         Value::Number(number) => number.as_f64() != Some(0.0),
         Value::String(text) => !text.is_empty(),
         Value::Array(list) => !list.is_empty(),
-        Value::Object(map) => !map.is_empty(),
+        Value::Object(map) => entries(map).next().is_some(),
     }
 }
 

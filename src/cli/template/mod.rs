@@ -9,10 +9,30 @@ mod parse;
 
 use anyhow::{Result, anyhow};
 use parse::Node;
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+/// Key of an object under which fields lie that are not shown with it but may be asked for: docker leaves them out of JSON
+/// when they are empty.
+pub(crate) const OMITTED: &str = "\0omitted";
+
+/// What is shown of an object: keys that begin with a zero are only for templates.
+pub(crate) fn entries(map: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+    map.iter().filter(|(key, _)| !key.starts_with('\0'))
+}
+
+/// A value without what is only for templates.
+pub(crate) fn visible(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            entries(map).map(|(key, value)| (key.clone(), visible(value))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(list) => list.iter().map(visible).collect(),
+        plain => plain.clone(),
+    }
+}
 
 /// Names of fields that are maps: any key may be asked for.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 15] = [
     "Labels",
     "Options",
     "Networks",
@@ -26,10 +46,12 @@ const MAPS: [&str; 13] = [
     "Containers",
     "DriverOpts",
     "Config.Labels",
+    "StorageOpt",
+    "Annotations",
 ];
 
 /// Names of fields that are lists, which may be nil.
-const LISTS: [&str; 28] = [
+const LISTS: [&str; 34] = [
     "Aliases",
     "Args",
     "Binds",
@@ -39,6 +61,8 @@ const LISTS: [&str; 28] = [
     "Cmd",
     "Config",
     "DNSNames",
+    "DeviceCgroupRules",
+    "DeviceRequests",
     "Devices",
     "Dns",
     "DnsOptions",
@@ -49,10 +73,14 @@ const LISTS: [&str; 28] = [
     "ExtraHosts",
     "GroupAdd",
     "Links",
+    "MaskedPaths",
     "Mounts",
     "OnBuild",
+    "ReadonlyPaths",
     "RepoDigests",
     "RepoTags",
+    "SecondaryIPAddresses",
+    "SecondaryIPv6Addresses",
     "SecurityOpt",
     "Shell",
     "Test",
@@ -92,6 +120,19 @@ mod tests {
             "Config": {"Labels": {"x.y": "z", "k": "v"}, "Cmd": ["echo", "a b", "c"], "Env": [], "Entrypoint": null,
                        "Volumes": null},
         })
+    }
+
+    #[test]
+    fn omitted_fields_can_be_asked_for_but_are_not_shown() {
+        let value = json!({"Mounts": [{"Type": "bind", OMITTED: {"Name": ""}}, {"Type": "volume", "Name": "v"}]});
+        let run = |text: &str| Template::parse(text).and_then(|template| template.execute(&value));
+        let mounts = |text: &str| run(&format!("{{{{range .Mounts}}}}{text}{{{{end}}}}")).unwrap();
+        assert_eq!(mounts("<{{.Name}}>"), "<><v>");
+        assert_eq!(mounts("{{if .Name}}{{.Name}}{{else}}-{{end}}"), "-v");
+        assert_eq!(mounts("{{len .}}{{range $k, $v := .}}{{$k}}{{end}}"), "1Type2NameType");
+        assert_eq!(run("{{json .Mounts}}").unwrap(), r#"[{"Type":"bind"},{"Name":"v","Type":"volume"}]"#);
+        assert_eq!(mounts("{{.}}"), "map[Type:bind]map[Name:v Type:volume]");
+        assert!(run("{{range .Mounts}}{{.Nope}}{{end}}").is_err());
     }
 
     fn run(text: &str) -> Result<String> {
