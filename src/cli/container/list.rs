@@ -59,6 +59,28 @@ const HEADERS: [(&str, &str); 15] = [
 
 const DEFAULT: &str = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
 
+/// `--format raw`.
+const RAW: &str = "container_id: {{.ID}}
+image: {{.Image}}
+command: {{.Command}}
+created_at: {{.CreatedAt}}
+state: {{- pad .State 1 0}}
+status: {{- pad .Status 1 0}}
+names: {{.Names}}
+labels: {{- pad .Labels 1 0}}
+ports: {{- pad .Ports 1 0}}
+";
+
+/// The template that a format is short for.
+fn format_of(args: &PsArgs) -> Option<String> {
+    match args.format.as_deref() {
+        Some("raw") if args.quiet => Some("container_id: {{.ID}}".to_owned()),
+        Some("raw") if args.size => Some(format!("{RAW}size: {{{{.Size}}}}\n")),
+        Some("raw") => Some(RAW.to_owned()),
+        other => other.map(str::to_owned),
+    }
+}
+
 pub(crate) fn ps(args: &PsArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
     let containers = engine.containers();
@@ -75,7 +97,8 @@ pub(crate) fn ps(args: &PsArgs, global: &Global) -> Result<Outcome> {
     if let Some(count) = last.and_then(|count| usize::try_from(count).ok()) {
         found.truncate(count);
     }
-    let with_size = args.size || args.format.as_deref().is_some_and(|format| format.contains(".Size"));
+    let format = format_of(args);
+    let with_size = args.size || format.as_deref().is_some_and(|format| format.contains(".Size"));
     let rows = found.iter().map(|one| {
         let size = if with_size { size(&engine, one)? } else { "0B".to_owned() };
         Ok(row(one, args.no_trunc, &size))
@@ -83,7 +106,7 @@ pub(crate) fn ps(args: &PsArgs, global: &Global) -> Result<Outcome> {
     let rows: Vec<Value> = rows.collect::<Result<_>>()?;
     let default = if args.size { format!("{DEFAULT}\t{{{{.Size}}}}") } else { DEFAULT.to_owned() };
     let shape = Shape { headers: &HEADERS, default: &default, quiet: "{{.ID}}" };
-    format::print(&mut std::io::stdout().lock(), &shape, args.format.as_deref(), args.quiet, &rows)?;
+    format::print(&mut std::io::stdout().lock(), &shape, format.as_deref(), args.quiet, &rows)?;
     Ok(Outcome::Success)
 }
 

@@ -20,11 +20,7 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value> {
         "printf" => Value::String(printf(&text(0)?, &arguments[1..])),
         "upper" => Value::String(text(0)?.to_uppercase()),
         "lower" => Value::String(text(0)?.to_lowercase()),
-        "title" => {
-            let text = text(0)?;
-            let mut chars = text.chars();
-            Value::String(chars.next().map(|c| c.to_uppercase().chain(chars).collect()).unwrap_or_default())
-        }
+        "title" => Value::String(title(&text(0)?)),
         "join" => match one()? {
             Value::Array(list) => Value::String(list.iter().map(shown).collect::<Vec<_>>().join(&text(1)?)),
             Value::Null => Value::String(String::new()),
@@ -74,6 +70,20 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value> {
         }
         _ => return Err(format!("function \"{name}\" not defined")),
     })
+}
+
+/// Every word with a large letter, as Go does it.
+fn title(text: &str) -> String {
+    let mut titled = String::new();
+    let mut in_word = false;
+    for c in text.chars() {
+        match in_word {
+            true => titled.push(c),
+            false => titled.extend(c.to_uppercase()),
+        }
+        in_word = if c.is_ascii() { c.is_ascii_alphanumeric() || c == '_' } else { !c.is_whitespace() };
+    }
+    titled
 }
 
 /// A value as Go prints it.

@@ -175,6 +175,7 @@ mod tests {
             (r#"{{range split "a,b" ","}}[{{.}}]{{end}}"#, "[a][b]"),
             ("{{truncate .Id 3}}{{pad \"x\" 1 2}}|", "abc x  |"),
             (r"{{.Id}}\t{{.Path}}", "abcdef\techo"),
+            (r#"{{title "foo bar_baz o'neil"}}"#, "Foo Bar_baz O'Neil"),
             ("{{.Big}}", "1500000000000"),
             ("{{.Config.Labels.none}}", "<no value>"),
             (
