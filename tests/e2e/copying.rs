@@ -148,6 +148,51 @@ fn links_of_the_kernel_do_not_lead_to_the_host() {
 }
 
 #[test]
+fn lists_and_inspect_answer_as_docker_does() {
+    let Some(lab) = lab(&[]) else { return };
+    let bind = format!("{}:/bound", lab.path("").display());
+    let run = ["run", "-d", "--name", "web", "--label", "a=b", "-p", "127.0.0.1::80", "--expose", "90", "-v", &bind];
+    lab.xbuild(&run).args(&["-v", "data:/data", "busybox", "sleep", "1000"]).ok();
+    let address = lab.xbuild(&["port", "web", "80"]).ok().out();
+    let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+    let listed = |filter: &str| lab.xbuild(&["ps", "--format", "{{.Names}}", "-f", filter]).ok().out();
+    for fits in [
+        format!("publish={port}"),
+        format!("publish={}-{port}/tcp", port - 1),
+        "expose=80-85".into(),
+        "expose=90".into(),
+    ] {
+        assert_eq!(listed(&fits), "web", "{fits}");
+    }
+    for other in ["publish=80".to_owned(), format!("publish={port}/udp"), "expose=81-89".into()] {
+        assert_eq!(listed(&other), "", "{other}");
+    }
+    for (command, filter, why) in [
+        ("ps", "publish=abc", "invalid port"),
+        ("ps", "exited=abc", "invalid filter 'exited=[abc]'"),
+        ("images", "dangling=maybe", "invalid filter 'dangling=[maybe]'"),
+    ] {
+        lab.xbuild(&[command, "-f", filter]).exits(1).says(why);
+    }
+    lab.xbuild(&["volume", "ls", "-f", "dangling=x"]).exits(1).says("invalid filter 'dangling=[x]'");
+    let inspected = |format: &str| lab.xbuild(&["inspect", "-f", format, "web"]).ok().out();
+    assert_eq!(inspected("{{range .Mounts}}[{{.Name}} {{.Driver}}]{{end}}"), "[ ][data local]");
+    assert_eq!(inspected("{{range .Mounts}}{{if .Name}}{{.Name}}{{end}}{{end}}"), "data");
+    assert!(!inspected("{{json (index .Mounts 0)}}").contains("Name"));
+    let settings = "{{.HairpinMode}} {{.LinkLocalIPv6Address}} {{.LinkLocalIPv6PrefixLen}} {{.SecondaryIPAddresses}}";
+    assert_eq!(inspected(&format!("{{{{with .NetworkSettings}}}}{settings}{{{{end}}}}")), "false  0 []");
+    let host = "{{.Links}}{{.MaskedPaths}}{{.StorageOpt}}{{.CpuCount}}{{.Isolation}}{{.DeviceRequests}}";
+    assert_eq!(inspected(&format!("{{{{with .HostConfig}}}}{host}{{{{end}}}}")), "[][]map[]0[]");
+    let shown = |format: &str| lab.xbuild(&["ps", "--format", format]).ok().out();
+    assert_eq!(shown("{{json .}}"), shown("json"));
+    assert!(shown("").starts_with("CONTAINER ID"));
+    assert!(shown("table {{.Label \"a\"}}").starts_with("a\nb"));
+    let raw = shown("raw");
+    assert!(raw.starts_with("container_id: ") && raw.contains("\nlabels: a=b\nports: 127.0.0.1:"), "{raw}");
+    lab.xbuild(&["rm", "-f", "web"]).ok();
+}
+
+#[test]
 fn changes_become_images() {
     let Some(lab) = lab(&[]) else { return };
     let script = "echo new > /new; rm /etc/group; echo v > /vol/f";

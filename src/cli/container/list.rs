@@ -198,6 +198,10 @@ pub(crate) fn size(engine: &Engine, found: &Found) -> Result<String> {
 #[derive(Debug, Default)]
 pub(crate) struct Filters {
     by_key: BTreeMap<String, Vec<String>>,
+    /// Of `expose`: ports of the container.
+    exposed: Vec<PortRange>,
+    /// Of `publish`: ports of the host.
+    published: Vec<PortRange>,
 }
 
 const KEYS: [&str; 13] = [
@@ -208,7 +212,25 @@ const KEYS: [&str; 13] = [
 impl Filters {
     fn parse(filters: &[String]) -> Result<Filters> {
         let known: Vec<&str> = KEYS.iter().copied().chain(["volume"]).collect();
-        Ok(Filters { by_key: keyed(filters, &known)? })
+        let mut parsed = Filters { by_key: keyed(filters, &known)?, ..Filters::default() };
+        for value in parsed.of("status") {
+            if !["created", "running", "paused", "restarting", "removing", "exited", "dead"].contains(&value.as_str()) {
+                bail!("invalid filter 'status={value}'");
+            }
+        }
+        for value in parsed.of("health") {
+            if !["starting", "healthy", "unhealthy", "none"].contains(&value.as_str()) {
+                bail!("unrecognized filter value for health: {value}");
+            }
+        }
+        for value in parsed.of("exited") {
+            if value.parse::<i64>().is_err() {
+                bail!("invalid filter 'exited=[{value}]'");
+            }
+        }
+        parsed.exposed = PortRange::all("expose", parsed.of("expose"))?;
+        parsed.published = PortRange::all("publish", parsed.of("publish"))?;
+        Ok(parsed)
     }
 
     fn of(&self, key: &str) -> &[String] {
@@ -220,6 +242,25 @@ impl Filters {
         ["status", "exited"].iter().any(|key| !self.of(key).is_empty())
     }
 
+    /// Whether a port is one of those that are asked for. Only a container that runs has ports.
+    fn fit_ports(&self, found: &Found) -> bool {
+        if self.exposed.is_empty() && self.published.is_empty() {
+            return true;
+        }
+        let is_in = |ranges: &[PortRange], port: &str, protocol: &str| {
+            ranges.iter().any(|range| range.contains(port, protocol))
+        };
+        let is_exposed =
+            |port: &str| port.split_once('/').is_some_and(|(port, protocol)| is_in(&self.exposed, port, protocol));
+        let is_published = |port: &str, address: &str| match (port.split_once('/'), address.rsplit_once(':')) {
+            (Some((_, protocol)), Some((_, on_host))) => is_in(&self.published, on_host, protocol),
+            _ => false,
+        };
+        let led = super::network::published(found);
+        led.iter().any(|(port, address)| is_exposed(port) || is_published(port, address))
+            || found.state.status.is_alive() && found.container.config.exposed_ports.keys().any(|port| is_exposed(port))
+    }
+
     fn fit(&self, engine: &Engine, containers: &Containers, found: &Found) -> Result<bool> {
         let container = &found.container;
         let state = &found.state;
@@ -227,17 +268,6 @@ impl Filters {
             let wanted = self.of(key);
             wanted.is_empty() || wanted.iter().any(|value| fits(value))
         };
-        for value in self.of("status") {
-            let known = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
-            if !known.contains(&value.as_str()) {
-                bail!("invalid filter 'status={value}'");
-            }
-        }
-        for value in self.of("health") {
-            if !["starting", "healthy", "unhealthy", "none"].contains(&value.as_str()) {
-                bail!("unrecognized filter value for health: {value}");
-            }
-        }
         let health = state.health.as_ref().map_or("none", |health| health.status.as_str());
         let name = format!("/{}", container.name);
         let plain = any("id", &|value| container.id.starts_with(value))
@@ -249,8 +279,7 @@ impl Filters {
                 container.mounts.iter().any(|mount| mount.name == value || mount.destination == value)
             })
             && any("network", &|value| super::inspect::network_names(container).iter().any(|network| network == value))
-            && any("expose", &|value| container.config.exposed_ports.keys().any(|port| same_port(port, value)))
-            && any("publish", &|value| container.host_config.port_bindings.keys().any(|port| same_port(port, value)))
+            && self.fit_ports(found)
             && self.of("label").iter().all(|value| has_label(&container.config.labels, value));
         if !plain {
             return Ok(false);
@@ -275,11 +304,42 @@ impl Filters {
     }
 }
 
-fn same_port(port: &str, wanted: &str) -> bool {
-    if wanted.contains('/') { port == wanted } else { port.split('/').next() == Some(wanted) }
+/// Ports as a filter names them: `80`, `80/udp`, `8000-8099/tcp`.
+#[derive(Debug, PartialEq, Eq)]
+struct PortRange {
+    first: u16,
+    last: u16,
+    protocol: String,
 }
 
-/// Filters by key; an unknown key is an error.
+impl PortRange {
+    fn all(key: &str, values: &[String]) -> Result<Vec<PortRange>> {
+        let parse =
+            |value: &String| Self::parse(value).with_context(|| format!("error while looking up for {key} {value}"));
+        values.iter().map(parse).collect()
+    }
+
+    fn parse(text: &str) -> Result<PortRange> {
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let number = |port: &str| port.parse::<u16>().ok().with_context(|| format!("invalid port \"{port}\""));
+        let (first, last) = (number(first)?, number(last)?);
+        if last < first {
+            bail!("invalid range specified for port: {ports}");
+        }
+        if !["tcp", "udp", "sctp"].contains(&protocol) {
+            bail!("invalid proto: {protocol}");
+        }
+        Ok(PortRange { first, last, protocol: protocol.to_owned() })
+    }
+
+    /// Whether a port with this protocol is one of these.
+    fn contains(&self, port: &str, protocol: &str) -> bool {
+        self.protocol == protocol && port.parse().is_ok_and(|port: u16| (self.first..=self.last).contains(&port))
+    }
+}
+
+/// Filters by key; an unknown key is an error, and so is a value that is neither yes nor no where only these are.
 pub(crate) fn keyed(filters: &[String], known: &[&str]) -> Result<BTreeMap<String, Vec<String>>> {
     let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for filter in filters {
@@ -289,6 +349,9 @@ pub(crate) fn keyed(filters: &[String], known: &[&str]) -> Result<BTreeMap<Strin
         let key = key.trim().to_lowercase();
         if !known.contains(&key.as_str()) {
             bail!("invalid filter '{key}'");
+        }
+        if ["dangling", "is-task"].contains(&key.as_str()) && !["true", "1", "false", "0"].contains(&value) {
+            bail!("invalid filter '{key}=[{value}]'");
         }
         by_key.entry(key).or_default().push(value.to_owned());
     }
@@ -308,5 +371,43 @@ pub(crate) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
         _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_filters_are_checked() {
+        let parse = |filter: &str| Filters::parse(&[filter.to_owned()]);
+        for right in ["exited=137", "publish=80", "publish=80-99/udp", "expose=1-65535/tcp", "is-task=0", "status=dead"]
+        {
+            assert!(parse(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "exited=abc",
+            "publish=abc",
+            "publish=",
+            "expose=9-8",
+            "expose=1/x",
+            "publish=70000",
+            "is-task=x",
+            "status=x",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        let error = format!("{:#}", parse("publish=abc").unwrap_err());
+        assert!(error.contains("invalid port \"abc\""), "{error}");
+        let error = keyed(&["dangling=maybe".to_owned()], &["dangling"]).unwrap_err().to_string();
+        assert_eq!(error, "invalid filter 'dangling=[maybe]'");
+    }
+
+    #[test]
+    fn ports_have_a_protocol() {
+        let range = PortRange::parse("18000-18099").unwrap();
+        assert!(range.contains("18000", "tcp") && range.contains("18099", "tcp"));
+        assert!(!range.contains("18100", "tcp") && !range.contains("18000", "udp"));
+        assert!(PortRange::parse("53/udp").unwrap().contains("53", "udp"));
     }
 }
