@@ -99,7 +99,7 @@ pub(crate) fn version(args: &InfoArgs) -> Result<Outcome> {
     // There is no server: what runs containers is this program.
     let all = json!({"Client": own, "Server": own});
     let mut out = std::io::stdout();
-    match args.format.as_deref() {
+    match args.format.as_deref().filter(|format| !format.is_empty()) {
         Some("json") => writeln!(out, "{all}")?,
         Some(text) => writeln!(out, "{}", Template::parse(text)?.execute(&all)?)?,
         None => {
@@ -153,7 +153,7 @@ pub(crate) fn info(args: &InfoArgs, global: &Global) -> Result<Outcome> {
         "Rootless": global.rights.line(&engine),
     });
     let mut out = std::io::stdout();
-    match args.format.as_deref() {
+    match args.format.as_deref().filter(|format| !format.is_empty()) {
         Some("json") => writeln!(out, "{info}")?,
         Some(text) => writeln!(out, "{}", Template::parse(text)?.execute(&info)?)?,
         None => {
