@@ -1,6 +1,7 @@
 //! Variables that exist without ENV: platforms, the stage, global ARG, proxies.
 
 use super::Options;
+use crate::budget::Budget;
 use crate::rules::{INVALID_DEFAULT_ARG_IN_FROM, UNDEFINED_ARG_IN_FROM, UNDEFINED_VAR};
 use crate::shell::{Environment, Expander};
 use crate::{Diagnostic, Edit, Instruction, Kind, Parsed, Stage, suggest};
@@ -19,11 +20,16 @@ pub(super) struct Globals {
 
 impl Globals {
     /// Reads the ARGs before the first FROM.
-    pub(super) fn new(parsed: &Parsed, options: &Options, platform: &Platform) -> Result<Self, Diagnostic> {
+    pub(super) fn new(
+        parsed: &Parsed,
+        options: &Options,
+        platform: &Platform,
+        budget: &mut Budget,
+    ) -> Result<Self, Diagnostic> {
         let predefined = predefined(options, platform);
         let mut env = predefined.clone();
         for instruction in &parsed.tree.global_args {
-            declare(instruction, parsed, &options.build_args, &mut env)?;
+            declare(instruction, parsed, &options.build_args, &mut env, budget)?;
         }
         Ok(Self { env, predefined })
     }
@@ -35,14 +41,15 @@ fn declare(
     parsed: &Parsed,
     given: &BTreeMap<String, String>,
     env: &mut Environment,
+    budget: &mut Budget,
 ) -> Result<(), Diagnostic> {
     let Kind::Arg(arguments) = &instruction.kind else {
         return Ok(());
     };
     let expander = Expander::new(parsed.directives.escape);
     for (name, default) in arguments {
-        let expand = |text: &str, env: &Environment| {
-            expander.expand(text, env).map(|e| e.text).map_err(|why| Diagnostic::error(why, instruction.span))
+        let mut expand = |text: &str, env: &Environment| {
+            expander.expand(text, env, budget).map(|e| e.text).map_err(|why| Diagnostic::error(why, instruction.span))
         };
         let name = expand(name, env)?;
         match (given.get(&name), default) {
@@ -136,16 +143,21 @@ pub(super) fn undefined(
 }
 
 /// Notes FROMs that are no image name when every global ARG has its default.
-pub(super) fn bad_defaults(parsed: &Parsed, predefined: &Environment, warnings: &mut Vec<Diagnostic>) {
+pub(super) fn bad_defaults(
+    parsed: &Parsed,
+    predefined: &Environment,
+    budget: &mut Budget,
+    warnings: &mut Vec<Diagnostic>,
+) {
     let mut env = predefined.clone();
     for instruction in &parsed.tree.global_args {
-        if declare(instruction, parsed, &BTreeMap::new(), &mut env).is_err() {
+        if declare(instruction, parsed, &BTreeMap::new(), &mut env, budget).is_err() {
             return;
         }
     }
     let expander = Expander::new(parsed.directives.escape);
     for Stage { from, span, .. } in &parsed.tree.stages {
-        let Ok(image) = expander.expand(&from.image, &env) else {
+        let Ok(image) = expander.expand(&from.image, &env, budget) else {
             return;
         };
         let is_stage = |name: &String| name.eq_ignore_ascii_case(&image.text);

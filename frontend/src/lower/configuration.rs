@@ -14,24 +14,24 @@ impl Work<'_, '_> {
     pub(super) fn configure(&mut self, instruction: &Instruction) -> Result<(), Diagnostic> {
         let span = instruction.span;
         match &instruction.kind {
-            Kind::Cmd(form) => self.cmd(form, span),
-            Kind::Entrypoint(form) => self.entrypoint(form, span),
+            Kind::Cmd(form) => self.cmd(form, span)?,
+            Kind::Entrypoint(form) => self.entrypoint(form, span)?,
             Kind::Expose(ports) => self.expose(ports, span)?,
-            Kind::Healthcheck(check) => self.healthcheck(check, span),
+            Kind::Healthcheck(check) => self.healthcheck(check, span)?,
             Kind::Label(pairs) => self.label(pairs, span)?,
             Kind::Maintainer(author) => {
                 self.state.config.author = Some(author.clone());
-                self.commit(format!("MAINTAINER {author}"), false);
+                self.commit(format!("MAINTAINER {author}"), false, span)?;
             }
             Kind::Onbuild(text) => self.state.config.config.on_build.push(text.clone()),
             Kind::Shell(shell) => {
                 self.state.config.config.shell = Some(shell.clone());
-                self.commit(format!("SHELL [{}]", shell.join(" ")), false);
+                self.commit(format!("SHELL [{}]", shell.join(" ")), false, span)?;
             }
             Kind::StopSignal(signal) => self.stop_signal(signal, span)?,
             Kind::User(user) => {
                 let user = self.expand(user, span)?;
-                self.commit(format!("USER {user}"), false);
+                self.commit(format!("USER {user}"), false, span)?;
                 self.state.config.config.user = user;
             }
             Kind::Volume(paths) => self.volume(paths, span)?,
@@ -42,16 +42,21 @@ impl Work<'_, '_> {
     }
 
     /// Puts the shell before a line.
-    pub(super) fn with_shell(&self, line: &str) -> Vec<String> {
+    ///
+    /// # Errors
+    /// More command lines than the whole Dockerfile may have.
+    pub(super) fn with_shell(&mut self, line: &str, span: Span) -> Result<Vec<String>, Diagnostic> {
+        let shell = self.state.config.config.shell.as_deref().unwrap_or_default();
+        self.lowering.charge(shell.iter().map(String::len).sum::<usize>() + line.len(), span)?;
         let shell = self.state.config.config.shell.clone();
         let mut args = shell.unwrap_or_else(|| vec!["/bin/sh".to_owned(), "-c".to_owned()]);
         args.push(line.to_owned());
-        args
+        Ok(args)
     }
 
-    fn command(&mut self, form: &ShellForm, name: &str, span: Span) -> Vec<String> {
+    fn command(&mut self, form: &ShellForm, name: &str, span: Span) -> Result<Vec<String>, Diagnostic> {
         let line = match form {
-            ShellForm::Exec(args) => return args.clone(),
+            ShellForm::Exec(args) => return Ok(args.clone()),
             ShellForm::Shell(line) => line,
         };
         if self.state.config.config.shell.is_none() {
@@ -59,28 +64,30 @@ impl Work<'_, '_> {
                 format!("JSON arguments recommended for {name} to prevent unintended behavior related to OS signals");
             self.lowering.warnings.push(Diagnostic::warning(&JSON_ARGS_RECOMMENDED, message, span));
         }
-        self.with_shell(line)
+        self.with_shell(line, span)
     }
 
-    fn cmd(&mut self, form: &ShellForm, span: Span) {
+    fn cmd(&mut self, form: &ShellForm, span: Span) -> Result<(), Diagnostic> {
         self.once(Once::Cmd, "CMD", span);
-        let args = self.command(form, "CMD", span);
-        self.commit(format!("CMD {}", quoted_list(&args)), false);
+        let args = self.command(form, "CMD", span)?;
+        self.commit(format!("CMD {}", quoted_list(&args)), false, span)?;
         self.state.config.config.cmd = Some(args);
         self.state.config.config.args_escaped = true;
+        Ok(())
     }
 
-    fn entrypoint(&mut self, form: &ShellForm, span: Span) {
+    fn entrypoint(&mut self, form: &ShellForm, span: Span) -> Result<(), Diagnostic> {
         self.once(Once::Entrypoint, "ENTRYPOINT", span);
-        let args = self.command(form, "ENTRYPOINT", span);
-        self.commit(format!("ENTRYPOINT {}", quoted_list(&args)), false);
+        let args = self.command(form, "ENTRYPOINT", span)?;
+        self.commit(format!("ENTRYPOINT {}", quoted_list(&args)), false, span)?;
         self.state.config.config.entrypoint = Some(args);
         if self.last[Once::Cmd as usize].is_none() {
             self.state.config.config.cmd = None;
         }
+        Ok(())
     }
 
-    fn healthcheck(&mut self, check: &Healthcheck, span: Span) {
+    fn healthcheck(&mut self, check: &Healthcheck, span: Span) -> Result<(), Diagnostic> {
         self.once(Once::Healthcheck, "HEALTHCHECK", span);
         let text = format!(
             "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
@@ -91,8 +98,9 @@ impl Work<'_, '_> {
             go_duration(check.start_interval),
             check.retries,
         );
-        self.commit(text, false);
+        self.commit(text, false, span)?;
         self.state.config.config.healthcheck = Some(check.clone());
+        Ok(())
     }
 
     fn label(&mut self, pairs: &[(String, String)], span: Span) -> Result<(), Diagnostic> {
@@ -100,10 +108,9 @@ impl Work<'_, '_> {
         for (name, value) in pairs {
             let (name, value) = (self.expand(name, span)?, self.expand(value, span)?);
             shown.push_str(&format!(" {name}={value}"));
-            self.state.config.config.labels.insert(name, value);
+            self.state.set_label(name, value).map_err(|why| Diagnostic::error(why, span))?;
         }
-        self.commit(shown, false);
-        Ok(())
+        self.commit(shown, false, span)
     }
 
     fn volume(&mut self, paths: &[String], span: Span) -> Result<(), Diagnostic> {
@@ -116,8 +123,7 @@ impl Work<'_, '_> {
             self.state.config.config.volumes.insert(path.clone(), Empty {});
             shown.push(path);
         }
-        self.commit(format!("VOLUME [{}]", shown.join(" ")), false);
-        Ok(())
+        self.commit(format!("VOLUME [{}]", shown.join(" ")), false, span)
     }
 
     fn stop_signal(&mut self, signal: &str, span: Span) -> Result<(), Diagnostic> {
@@ -125,7 +131,7 @@ impl Work<'_, '_> {
         if !is_signal(&signal) {
             return Err(Diagnostic::error(format!("invalid signal for STOPSIGNAL: `{signal}`"), span));
         }
-        self.commit(format!("STOPSIGNAL {signal}"), false);
+        self.commit(format!("STOPSIGNAL {signal}"), false, span)?;
         self.state.config.config.stop_signal = signal;
         Ok(())
     }
@@ -143,7 +149,7 @@ impl Work<'_, '_> {
             }
         }
         let shown: Vec<&str> = all.iter().map(String::as_str).collect();
-        self.commit(format!("EXPOSE [{}]", shown.join(" ")), false);
+        self.commit(format!("EXPOSE [{}]", shown.join(" ")), false, span)?;
         let keys = all.into_iter().map(|p| (p, Empty {}));
         self.state.config.config.exposed_ports.extend(keys);
         Ok(())
@@ -175,13 +181,14 @@ impl Work<'_, '_> {
             true => path,
             false => clean(&format!("/{}/{path}", self.state.cwd())),
         };
+        // Relative paths grow with each other, and each is kept for itself.
+        self.lowering.charge(2 * path.len() + self.state.config.config.user.len(), span)?;
         let wanted = clean(&path);
         if wanted != "/" {
             self.make_directory(&wanted, instruction);
         }
         self.state.config.config.working_dir.clone_from(&path);
-        self.commit(format!("WORKDIR {path}"), wanted != "/");
-        Ok(())
+        self.commit(format!("WORKDIR {path}"), wanted != "/", span)
     }
 
     fn make_directory(&mut self, path: &str, instruction: &Instruction) {

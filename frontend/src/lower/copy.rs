@@ -54,6 +54,7 @@ impl Work<'_, '_> {
         if let Some(mode) = &expanded.chmod {
             mode::check(mode).map_err(fail)?;
         }
+        self.lowering.charge(self.state.cwd().len(), span)?;
         let mut inputs = Inputs::default();
         let base = self.state.files.map(|files| inputs.add(files));
         let sources = self.sources(copy, &expanded, &mut inputs, place, span, is_add)?;
@@ -83,8 +84,7 @@ impl Work<'_, '_> {
         let op = Op::File(FileOp { base, actions: vec![FileAction::Copy(Box::new(action))] });
         let files = self.lowering.vertex(op, inputs.edges, meta);
         self.set_files(files, name);
-        self.commit(created_by(copy, &expanded, is_add), true);
-        Ok(())
+        self.commit(created_by(copy, &expanded, is_add), true, span)
     }
 
     fn expand_copy(&mut self, copy: &Copy, span: Span) -> Result<Expanded, Diagnostic> {
@@ -234,7 +234,7 @@ impl Work<'_, '_> {
         let mut data = heredoc.content();
         if heredoc.expand && data.iter().any(|b| *b == b'$' || *b == b'\\') {
             let text = String::from_utf8_lossy(&data);
-            let done = Expander::heredoc().expand(&text, &self.state.env);
+            let done = Expander::heredoc().expand(&text, &self.state.env, &mut self.lowering.budget);
             data = done
                 .map_err(|why| Diagnostic::error(format!("heredoc `{}`: {why}", heredoc.name), span))?
                 .text

@@ -58,14 +58,11 @@ impl<'l, 'a> Work<'l, 'a> {
         }
     }
 
-    /// Sets the stage up on its base.
-    pub(super) fn begin(&mut self) -> Result<(), Diagnostic> {
+    /// Sets the stage up on its base; `base` is the state of the stage that it stands on.
+    pub(super) fn begin(&mut self, base: Option<State>) -> Result<(), Diagnostic> {
         let node = &self.layout.nodes[self.at];
-        if let Base::Node(base) = node.base
-            && let Some(state) = &self.states[base]
-        {
-            self.lowering.charge(2 * state.env.bytes(), node.span)?;
-            self.state = state.clone();
+        if let Some(base) = base {
+            self.state = base;
         }
         self.name_steps();
         match &node.base {
@@ -77,6 +74,7 @@ impl<'l, 'a> Work<'l, 'a> {
                 };
                 let name = self.naming.next(&format!("FROM {}", image.source.reference));
                 self.state = State::with_config(config.clone(), own);
+                self.lowering.charge(self.state.bytes(), node.span)?;
                 self.state.base = Some(Arc::clone(image));
                 self.state.layers = vec![name.clone(); config.rootfs.diff_ids.len()];
                 if !image.source.chain_id.is_empty() {
@@ -94,7 +92,7 @@ impl<'l, 'a> Work<'l, 'a> {
         }
         self.state.config.config.on_build.clear();
         for name in &node.used_globals {
-            self.note_global(name, node.span);
+            self.note_global(name, node.span)?;
         }
         Ok(())
     }
@@ -164,7 +162,7 @@ impl<'l, 'a> Work<'l, 'a> {
     pub(super) fn expanded(&mut self, text: &str, span: Span) -> Result<Expanded, Diagnostic> {
         let expander = Expander::new(self.lowering.parsed.directives.escape);
         let done = expander
-            .expand(text, &self.state.env)
+            .expand(text, &self.state.env, &mut self.lowering.budget)
             .map_err(|why| Diagnostic::error(format!("failed to process `{}`: {why}", shorten(text)), span))?;
         if !done.unmatched.is_empty() {
             let warnings = &mut self.lowering.warnings;
@@ -181,18 +179,23 @@ impl<'l, 'a> Work<'l, 'a> {
     /// Meta of the next numbered step.
     pub(super) fn meta(&mut self, text: &str, span: Span) -> Meta {
         let escape = self.lowering.parsed.directives.escape;
-        let text = names::shown(text, &self.state.env, escape);
+        let text = names::shown(text, &self.state.env, escape, &mut self.lowering.budget);
         Meta { name: self.naming.next(&text), span: Some(span), ignore_cache: self.ignore_cache }
     }
 
     /// Adds a history entry.
-    pub(super) fn commit(&mut self, created_by: String, layer: bool) {
+    ///
+    /// # Errors
+    /// More history than the whole Dockerfile may have.
+    pub(super) fn commit(&mut self, created_by: String, layer: bool, span: Span) -> Result<(), Diagnostic> {
+        self.lowering.charge(created_by.len(), span)?;
         self.state.config.history.push(History {
             created_by,
             comment: COMMENT.to_owned(),
             empty_layer: !layer,
             ..History::default()
         });
+        Ok(())
     }
 
     /// Takes new files, which are a layer of their own.
@@ -218,12 +221,15 @@ impl<'l, 'a> Work<'l, 'a> {
         }
     }
 
-    fn note_global(&mut self, name: &str, span: Span) {
+    fn note_global(&mut self, name: &str, span: Span) -> Result<(), Diagnostic> {
         if self.lowering.purpose == Purpose::Describe {
-            let value = self.layout.globals.env.get(name).map(str::to_owned);
+            let value = self.layout.globals.env.get(name);
+            self.lowering.charge(value.map_or(0, str::len), span)?;
+            let value = value.map(str::to_owned);
             let kind = NoteKind::Global { name: name.to_owned(), value };
             self.notes.push(Note { kind, span });
         }
+        Ok(())
     }
 
     fn arg(&mut self, list: &[(String, Option<String>)], instruction: &Instruction) -> Result<(), Diagnostic> {
@@ -240,8 +246,10 @@ impl<'l, 'a> Work<'l, 'a> {
                 (None, Some(default)) => Some(self.expand(default, span)?),
                 (None, None) => global,
             };
+            // The value is kept as a variable, as an argument and in a note.
+            self.lowering.charge(3 * value.as_ref().map_or(0, String::len), span)?;
             if inherited {
-                self.note_global(&name, span);
+                self.note_global(&name, span)?;
             } else {
                 let description = description(&instruction.comments, &name);
                 let kind = NoteKind::Argument { name: name.clone(), value: value.clone(), description };
@@ -256,8 +264,7 @@ impl<'l, 'a> Work<'l, 'a> {
             }
             self.state.arguments.push((name, value));
         }
-        self.commit(format!("ARG {}", shown.join(" ")), false);
-        Ok(())
+        self.commit(format!("ARG {}", shown.join(" ")), false, span)
     }
 
     fn env(&mut self, list: &[(String, String)], instruction: &Instruction) -> Result<(), Diagnostic> {
@@ -273,11 +280,9 @@ impl<'l, 'a> Work<'l, 'a> {
             }
             self.secret_name("ENV", name, span);
             shown.push_str(&format!(" {name}={value}"));
-            self.state.env.set(name, value);
-            self.state.image_env.set(name, value);
+            self.state.set_env(name, value).map_err(|why| Diagnostic::error(why, span))?;
         }
-        self.commit(shown, false);
-        Ok(())
+        self.commit(shown, false, span)
     }
 }
 

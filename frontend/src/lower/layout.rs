@@ -2,6 +2,7 @@
 
 use super::arguments::{self, Globals};
 use super::{Options, Purpose};
+use crate::budget::Budget;
 use crate::parse::{mount, parse_trigger};
 use crate::rules::{FROM_PLATFORM_FLAG_CONST_DISALLOWED, INVALID_BASE_IMAGE_PLATFORM, REDUNDANT_TARGET_PLATFORM};
 use crate::shell::Expander;
@@ -105,6 +106,7 @@ pub(super) struct Layout<'a> {
 pub(super) struct Layouts<'a, 'w> {
     pub(super) layouts: Vec<Layout<'a>>,
     warnings: &'w mut Vec<Diagnostic>,
+    budget: &'w mut Budget,
     resolver: &'a dyn Resolver,
     purpose: Purpose,
 }
@@ -117,11 +119,12 @@ impl<'a, 'w> Layouts<'a, 'w> {
         resolver: &'a dyn Resolver,
         purpose: Purpose,
         platforms: &[Platform],
+        budget: &'w mut Budget,
         warnings: &'w mut Vec<Diagnostic>,
     ) -> Result<Self, Vec<Diagnostic>> {
         let mut layouts = Vec::with_capacity(platforms.len());
         for platform in platforms {
-            layouts.push(Layout::new(parsed, options, platform, warnings)?);
+            layouts.push(Layout::new(parsed, options, platform, budget, warnings)?);
         }
         for layout in &mut layouts {
             match purpose {
@@ -129,7 +132,7 @@ impl<'a, 'w> Layouts<'a, 'w> {
                 _ => layout.need(layout.target),
             }
         }
-        Ok(Self { layouts, warnings, resolver, purpose })
+        Ok(Self { layouts, warnings, budget, resolver, purpose })
     }
 
     /// Finds out all bases: contexts one by one, images all at once. Triggers of an image may need more.
@@ -137,7 +140,7 @@ impl<'a, 'w> Layouts<'a, 'w> {
         loop {
             let mut errors = Vec::new();
             for layout in &mut self.layouts {
-                layout.settle(self.resolver, &mut errors);
+                layout.settle(self.resolver, self.budget, &mut errors);
             }
             if !errors.is_empty() {
                 return Err(errors);
@@ -182,7 +185,7 @@ impl<'a, 'w> Layouts<'a, 'w> {
             match answers.get(at) {
                 Some(Ok(image)) => {
                     mismatch(&layout.nodes[n], &requests[at].platform, image, self.warnings);
-                    layout.set_image(n, Arc::clone(image), errors);
+                    layout.set_image(n, Arc::clone(image), self.budget, errors);
                 }
                 _ if self.purpose != Purpose::Build => layout.nodes[n].base = Base::Scratch,
                 answer if !told[at] => {
@@ -218,15 +221,16 @@ impl<'a> Layout<'a> {
         parsed: &'a Parsed,
         options: &Options,
         platform: &Platform,
+        budget: &mut Budget,
         warnings: &mut Vec<Diagnostic>,
     ) -> Result<Self, Vec<Diagnostic>> {
-        let globals = Globals::new(parsed, options, platform).map_err(|e| vec![e])?;
-        arguments::bad_defaults(parsed, &globals.predefined, warnings);
+        let globals = Globals::new(parsed, options, platform, budget).map_err(|e| vec![e])?;
+        arguments::bad_defaults(parsed, &globals.predefined, budget, warnings);
         let mut nodes = Vec::with_capacity(parsed.tree.stages.len());
         let mut by_name = HashMap::new();
         let mut errors = Vec::new();
         for stage in &parsed.tree.stages {
-            match node(stage, parsed, &globals, platform, warnings) {
+            match node(stage, parsed, &globals, platform, budget, warnings) {
                 Ok(mut node) => {
                     if let Some(&at) = by_name.get(&node.image.to_lowercase()) {
                         node.base = Base::Node(at);
@@ -274,9 +278,9 @@ impl<'a> Layout<'a> {
     }
 
     /// Looks at every node that is newly needed.
-    fn settle(&mut self, resolver: &dyn Resolver, errors: &mut Vec<Diagnostic>) {
+    fn settle(&mut self, resolver: &dyn Resolver, budget: &mut Budget, errors: &mut Vec<Diagnostic>) {
         while let Some(at) = self.open.pop() {
-            match self.base(at, resolver) {
+            match self.base(at, resolver, budget) {
                 Ok(replaced) => {
                     if !replaced {
                         self.own_sources(at, errors);
@@ -288,7 +292,7 @@ impl<'a> Layout<'a> {
     }
 
     /// Decides the base of a node; true if a named context takes the place of the whole stage.
-    fn base(&mut self, at: usize, resolver: &dyn Resolver) -> Result<bool, Diagnostic> {
+    fn base(&mut self, at: usize, resolver: &dyn Resolver, budget: &mut Budget) -> Result<bool, Diagnostic> {
         let node = &self.nodes[at];
         let platform = node.platform.clone().unwrap_or_else(|| self.platform.clone());
         let ask = |name: &str| {
@@ -299,12 +303,12 @@ impl<'a> Layout<'a> {
             && let Some(context) = ask(name)?
         {
             self.nodes[at].replaced = true;
-            self.set_context(at, context)?;
+            self.set_context(at, context, budget)?;
             return Ok(true);
         }
         match node.base {
             Base::Node(base) => {
-                self.stage_triggers(at, base)?;
+                self.stage_triggers(at, base, budget)?;
                 self.need(base);
                 return Ok(false);
             }
@@ -316,7 +320,7 @@ impl<'a> Layout<'a> {
         }
         for form in image_forms(&node.image) {
             if let Some(context) = ask(&form)? {
-                self.set_context(at, context)?;
+                self.set_context(at, context, budget)?;
                 return Ok(false);
             }
         }
@@ -337,11 +341,11 @@ impl<'a> Layout<'a> {
         Diagnostic::error(message, node.span).suggest(&node.image, names)
     }
 
-    fn set_context(&mut self, at: usize, context: NamedContext) -> Result<(), Diagnostic> {
+    fn set_context(&mut self, at: usize, context: NamedContext, budget: &mut Budget) -> Result<(), Diagnostic> {
         match context {
             NamedContext::Image(image) => {
                 let mut errors = Vec::new();
-                self.set_image(at, Arc::from(image), &mut errors);
+                self.set_image(at, Arc::from(image), budget, &mut errors);
                 errors.into_iter().next().map_or(Ok(()), Err)
             }
             NamedContext::Stage(name) => {
@@ -361,18 +365,18 @@ impl<'a> Layout<'a> {
     }
 
     /// Gives a node its image. The image's triggers run first in a stage that stands on it.
-    fn set_image(&mut self, at: usize, image: Arc<ResolvedImage>, errors: &mut Vec<Diagnostic>) {
+    fn set_image(&mut self, at: usize, image: Arc<ResolvedImage>, budget: &mut Budget, errors: &mut Vec<Diagnostic>) {
         self.nodes[at].base = Base::Image(Arc::clone(&image));
         if self.nodes[at].stage.is_some()
             && !self.nodes[at].replaced
-            && let Err(error) = self.add_triggers(at, &image.config.config.on_build)
+            && let Err(error) = self.add_triggers(at, &image.config.config.on_build, budget)
         {
             errors.push(error);
         }
     }
 
     /// ONBUILD of a stage of this file works on the stages that stand on it.
-    fn stage_triggers(&mut self, at: usize, base: usize) -> Result<(), Diagnostic> {
+    fn stage_triggers(&mut self, at: usize, base: usize, budget: &mut Budget) -> Result<(), Diagnostic> {
         let texts: Vec<String> = self.nodes[base]
             .stage
             .iter()
@@ -382,12 +386,18 @@ impl<'a> Layout<'a> {
                 _ => None,
             })
             .collect();
-        self.add_triggers(at, &texts)
+        self.add_triggers(at, &texts, budget)
     }
 
-    fn add_triggers(&mut self, at: usize, texts: &[String]) -> Result<(), Diagnostic> {
+    fn add_triggers(&mut self, at: usize, texts: &[String], budget: &mut Budget) -> Result<(), Diagnostic> {
+        /// What an instruction takes beside its text, which it holds in several forms.
+        const INSTRUCTION: usize = 1024;
         let span = self.nodes[at].span;
-        let triggers: Vec<_> = texts.iter().map(|t| parse_trigger(t, span)).collect::<Result<_, _>>()?;
+        let mut triggers = Vec::with_capacity(texts.len());
+        for text in texts {
+            budget.copies(INSTRUCTION + 4 * text.len()).map_err(|why| Diagnostic::error(why, span))?;
+            triggers.push(parse_trigger(text, span)?);
+        }
         for (number, trigger) in triggers.iter().enumerate() {
             self.sources(at, trigger, number, true)?;
         }
@@ -481,10 +491,12 @@ fn node<'a>(
     parsed: &Parsed,
     globals: &Globals,
     target: &Platform,
+    budget: &mut Budget,
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<Node<'a>, Diagnostic> {
     let fail = |why: String| Diagnostic::error(why, stage.span);
-    let expand = |text: &str| Expander::new(parsed.directives.escape).expand(text, &globals.env).map_err(fail);
+    let expander = Expander::new(parsed.directives.escape);
+    let mut expand = |text: &str| expander.expand(text, &globals.env, budget).map_err(fail);
     let image = expand(&stage.from.image)?;
     arguments::undefined_in_from(&image.unmatched, parsed, globals, stage.span, warnings);
     if image.text.is_empty() {

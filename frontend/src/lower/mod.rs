@@ -20,6 +20,7 @@ pub use git_reference::GitReference;
 pub use layout::image_forms;
 pub(crate) use stage::{Note, NoteKind};
 
+use crate::budget::Budget;
 use crate::{CheckOptions, Diagnostic, Parsed, Resolver, Severity};
 use layout::{Layout, Layouts};
 use stage::{Lowering, State};
@@ -235,10 +236,11 @@ pub(crate) fn walk(
         [] => std::slice::from_ref(&options.build_platform),
         some => some,
     };
-    let mut layouts = Layouts::new(parsed, options, resolver, purpose, platforms, warnings)?;
+    let mut budget = Budget::default();
+    let mut layouts = Layouts::new(parsed, options, resolver, purpose, platforms, &mut budget, warnings)?;
     layouts.resolve()?;
     let layouts = layouts.layouts;
-    let mut lowering = Lowering::new(parsed, options, resolver, purpose);
+    let mut lowering = Lowering::new(parsed, options, resolver, purpose, budget);
     let mut targets = Vec::with_capacity(layouts.len());
     for layout in layouts {
         let lowered = lowering.layout(&layout);

@@ -1,5 +1,6 @@
 //! Names of vertices in the progress display.
 
+use crate::budget::Budget;
 use crate::shell::{Environment, Expander};
 use xbuild_graph::Platform;
 
@@ -50,8 +51,8 @@ fn arrow(own: &Platform, target: &Platform) -> String {
 }
 
 /// An instruction's text with its variables replaced and its keyword in upper case.
-pub(super) fn shown(text: &str, env: &Environment, escape: char) -> String {
-    let expanded = Expander::display(escape).expand(text, env);
+pub(super) fn shown(text: &str, env: &Environment, escape: char, budget: &mut Budget) -> String {
+    let expanded = Expander::display(escape).expand(text, env, budget);
     let text = expanded.map_or_else(|_| text.to_owned(), |e| e.text);
     match text.split_once(char::is_whitespace) {
         Some((keyword, rest)) => format!("{} {rest}", keyword.to_uppercase()),

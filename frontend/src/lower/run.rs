@@ -54,11 +54,10 @@ impl Work<'_, '_> {
             self.mount(written, Place { part, ..place }, &mut mounts, span)?;
         }
         let mut text = instruction.text.clone();
-        let args = self.command_line(run, &mut mounts, &mut text);
+        let args = self.command_line(run, &mut mounts, &mut text, span)?;
         let network = self.network(run, span)?;
         let security = self.security(run, span)?;
-        let size = self.state.env.bytes() + 64 * self.state.arguments.len();
-        self.lowering.charge(size, span)?;
+        self.lowering.charge(self.process_size(), span)?;
         let env = self.process_env(&mounts);
         let proxies = self.lowering.proxies.iter();
         let unset = proxies.filter(|(name, _)| self.state.env.get(name).is_none());
@@ -95,18 +94,23 @@ impl Work<'_, '_> {
         let name = meta.name.clone();
         let files = self.lowering.vertex(Op::Exec(Box::new(op)), mounts.inputs, meta);
         self.set_files(files, name);
-        self.commit(created_by, true);
-        Ok(())
+        self.commit(created_by, true, span)
     }
 
     /// Program and arguments. A heredoc alone is the script; other heredocs go to the shell with the line.
-    fn command_line(&mut self, run: &Run, mounts: &mut Mounts, text: &mut String) -> Vec<String> {
+    fn command_line(
+        &mut self,
+        run: &Run,
+        mounts: &mut Mounts,
+        text: &mut String,
+        span: Span,
+    ) -> Result<Vec<String>, Diagnostic> {
         let line = match &run.command {
-            ShellForm::Exec(args) => return args.clone(),
+            ShellForm::Exec(args) => return Ok(args.clone()),
             ShellForm::Shell(line) => line,
         };
         let Some(first) = run.heredocs.first() else {
-            return self.with_shell(line);
+            return self.with_shell(line, span);
         };
         if heredoc_mark(line).is_none() {
             let mut full = line.clone();
@@ -115,16 +119,16 @@ impl Work<'_, '_> {
                 full.push_str(&String::from_utf8_lossy(&heredoc.data));
                 full.push_str(&heredoc.name);
             }
-            return self.with_shell(&full);
+            return self.with_shell(&full, span);
         }
         text.push(' ');
         text.push_str(&names::summary(&first.data));
         match first.data.starts_with(b"#!") {
             true => {
                 let path = self.script(first, mounts);
-                self.with_shell(&path)
+                self.with_shell(&path, span)
             }
-            false => self.with_shell(&String::from_utf8_lossy(&first.content())),
+            false => self.with_shell(&String::from_utf8_lossy(&first.content()), span),
         }
     }
 
@@ -182,6 +186,13 @@ impl Work<'_, '_> {
         }
     }
 
+    /// What a process takes of the stage: its variables twice, since the history shows arguments with their values.
+    fn process_size(&self) -> usize {
+        const ENTRY: usize = 64;
+        let (env, config) = (&self.state.env, &self.state.config.config);
+        2 * env.bytes() + ENTRY * (env.len() + self.state.arguments.len()) + self.state.cwd().len() + config.user.len()
+    }
+
     fn process_env(&self, mounts: &Mounts) -> Vec<String> {
         let mut env: Vec<String> = self.state.env.iter().map(|(n, v)| format!("{n}={v}")).collect();
         if let Some(agent) = &mounts.agent
@@ -208,8 +219,9 @@ impl Work<'_, '_> {
 
     fn mount(&mut self, written: &str, place: Place, mounts: &mut Mounts, span: Span) -> Result<(), Diagnostic> {
         let expander = Expander::new(self.lowering.parsed.directives.escape);
-        let env = &self.state.env;
-        let mut expand = |text: &str| expander.expand(text, env).map(|e| e.text);
+        self.lowering.charge(self.state.cwd().len(), span)?;
+        let (env, budget) = (&self.state.env, &mut self.lowering.budget);
+        let mut expand = |text: &str| expander.expand(text, env, budget).map(|e| e.text);
         let read = mount::read(written, &mut expand);
         let read = read.map_err(|why| Diagnostic::error(why, span))?;
         match read.kind {

@@ -4,6 +4,7 @@ use super::arguments::proxies;
 use super::dispatch::Work;
 use super::layout::{Base, Layout};
 use super::{NoCache, Options, Purpose};
+use crate::budget::Budget;
 use crate::ignore::Matcher;
 use crate::shell::Environment;
 use crate::{Diagnostic, MainContext, NamedContext, Parsed, ResolvedImage, Resolver};
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub(super) workdir_set: bool,
     /// Name of the step behind each layer.
     pub(super) layers: Vec<String>,
+    /// Bytes of the configuration's labels.
+    label_bytes: usize,
 }
 
 impl State {
@@ -60,9 +63,11 @@ impl State {
         if env.get("PATH").is_none() {
             env.set("PATH", DEFAULT_PATH);
         }
+        let label_bytes = config.config.labels.iter().map(|(n, v)| n.len() + v.len()).sum();
         Self {
             files: None,
             keep_owner: true,
+            label_bytes,
             config,
             image_env: env.clone(),
             env,
@@ -72,6 +77,50 @@ impl State {
             workdir_set: false,
             layers: Vec::new(),
         }
+    }
+
+    /// Sets a variable of the image.
+    ///
+    /// # Errors
+    /// More environment and labels than an image can have.
+    pub(super) fn set_env(&mut self, name: &str, value: &str) -> Result<(), String> {
+        self.env.set(name, value);
+        self.image_env.set(name, value);
+        self.check_size()
+    }
+
+    /// Sets a label of the image.
+    ///
+    /// # Errors
+    /// More environment and labels than an image can have.
+    pub(super) fn set_label(&mut self, name: String, value: String) -> Result<(), String> {
+        let length = name.len();
+        self.label_bytes += length + value.len();
+        if let Some(before) = self.config.config.labels.insert(name, value) {
+            self.label_bytes -= length + before.len();
+        }
+        self.check_size()
+    }
+
+    /// Refuses early what would give a configuration that nobody reads.
+    fn check_size(&self) -> Result<(), String> {
+        const MOST: usize = 8 << 20;
+        match self.image_env.bytes() + self.label_bytes <= MOST {
+            true => Ok(()),
+            false => Err("the environment and the labels of the stage have more than 8 MiB".to_owned()),
+        }
+    }
+
+    /// What a copy of the state takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        const ENTRY: usize = 64;
+        let config = &self.config.config;
+        let keys = config.exposed_ports.keys().chain(config.volumes.keys()).chain(&self.layers).chain(&config.env);
+        let arguments = self.arguments.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, String::len) + ENTRY);
+        let history = self.config.history.iter().map(|h| h.created_by.len() + h.comment.len() + 2 * ENTRY);
+        let variables = [&self.env, &self.image_env].map(|env| 2 * env.bytes() + 2 * ENTRY * env.len());
+        let lists = keys.map(|k| k.len() + ENTRY).chain(arguments).chain(history).chain(variables);
+        self.label_bytes + ENTRY * config.labels.len() + lists.sum::<usize>()
     }
 
     /// Directory that processes and relative paths start in.
@@ -113,11 +162,17 @@ pub(super) struct Lowering<'a> {
     pub(super) proxies: BTreeMap<String, String>,
     resolver: &'a dyn Resolver,
     context: Option<(Edge, Option<Matcher>)>,
-    work: usize,
+    pub(super) budget: Budget,
 }
 
 impl<'a> Lowering<'a> {
-    pub(super) fn new(parsed: &'a Parsed, options: &'a Options, resolver: &'a dyn Resolver, purpose: Purpose) -> Self {
+    pub(super) fn new(
+        parsed: &'a Parsed,
+        options: &'a Options,
+        resolver: &'a dyn Resolver,
+        purpose: Purpose,
+        budget: Budget,
+    ) -> Self {
         Self {
             parsed,
             options,
@@ -127,7 +182,7 @@ impl<'a> Lowering<'a> {
             proxies: proxies(&options.build_args),
             resolver,
             context: None,
-            work: 0,
+            budget,
         }
     }
 
@@ -136,6 +191,9 @@ impl<'a> Lowering<'a> {
         let order = order(layout).map_err(|e| vec![e])?;
         let mut states: Vec<Option<State>> = Vec::new();
         states.resize_with(layout.nodes.len(), || None);
+        let mut users = vec![0usize; layout.nodes.len()];
+        order.iter().flat_map(|&at| layout.nodes[at].dependencies()).for_each(|d| users[d] += 1);
+        users[layout.target] += 1;
         let mut notes = Vec::new();
         let mut errors = Vec::new();
         for at in order {
@@ -143,7 +201,8 @@ impl<'a> Lowering<'a> {
             if !ready {
                 continue;
             }
-            match self.node(layout, at, &states) {
+            let lowered = self.base(layout, at, &users, &mut states).and_then(|b| self.node(layout, at, b, &states));
+            match lowered {
                 Ok((state, found)) => {
                     states[at] = Some(state);
                     notes.extend(found);
@@ -160,29 +219,44 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// The state of the stage that a node stands on: a copy, or the state itself if nobody else needs it.
+    fn base(
+        &mut self,
+        layout: &Layout<'_>,
+        at: usize,
+        users: &[usize],
+        states: &mut [Option<State>],
+    ) -> Result<Option<State>, Diagnostic> {
+        let Base::Node(base) = layout.nodes[at].base else {
+            return Ok(None);
+        };
+        if users[base] == 1 {
+            return Ok(states[base].take());
+        }
+        let bytes = states[base].as_ref().map_or(0, State::bytes);
+        self.charge(bytes, layout.nodes[at].span)?;
+        Ok(states[base].clone())
+    }
+
     fn node(
         &mut self,
         layout: &Layout<'_>,
         at: usize,
+        base: Option<State>,
         states: &[Option<State>],
     ) -> Result<(State, Vec<Note>), Diagnostic> {
         let mut work = Work::new(self, layout, at, states);
-        work.begin()?;
+        work.begin(base)?;
         work.instructions()?;
         Ok(work.finish())
     }
 
-    /// Counts what instructions multiply (variables × RUN, ports × EXPOSE), so that a small file cannot fill the memory.
+    /// Counts what instructions copy (variables × RUN, ports × EXPOSE), so that a small file cannot fill the memory.
     ///
     /// # Errors
-    /// More than 1 GiB altogether.
+    /// More than the whole Dockerfile may have.
     pub(super) fn charge(&mut self, bytes: usize, span: Span) -> Result<(), Diagnostic> {
-        const MOST: usize = 1 << 30;
-        self.work = self.work.saturating_add(bytes);
-        match self.work <= MOST {
-            true => Ok(()),
-            false => Err(Diagnostic::error("the variables and ports of all instructions have more than 1 GiB", span)),
-        }
+        self.budget.copies(bytes).map_err(|why| Diagnostic::error(why, span))
     }
 
     /// Whether the caller wants the steps of a stage run again.

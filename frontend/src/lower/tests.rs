@@ -228,3 +228,64 @@ proptest::proptest! {
         let _ = plan(&text, &options(), &Fake::default());
     }
 }
+
+/// A value of a million bytes in `b`, of a few thousand written ones.
+fn million() -> String {
+    format!("FROM a\nARG a={}\nARG b={}\n", "x".repeat(1000), "$a".repeat(1000))
+}
+
+#[test]
+fn expanded_texts_are_limited_together() {
+    let lines = |line: &str, times: usize| format!("{}{}", million(), line.repeat(times));
+    let pairs = |keyword: &str| {
+        let pairs: Vec<String> = (0..4000).map(|i| format!("l{i}=$b")).collect();
+        lines(&format!("{keyword} {}\n", pairs.join(" ")), 1)
+    };
+    let one_stage = "the environment and the labels of the stage have more than 8 MiB";
+    let everything = "the expanded text of all instructions has more than 64 MiB";
+    let kept = "what all instructions keep of variables, ports, history and stages has more than 256 MiB";
+    for (text, want) in [
+        (pairs("LABEL"), one_stage),
+        (pairs("ENV"), everything),
+        (pairs("ARG"), everything),
+        (lines("LABEL a=$b\n", 2000), everything),
+        (lines("USER $b\n", 2000), everything),
+        (lines("WORKDIR /$b\n", 2000), everything),
+        (lines("VOLUME $b\n", 2000), everything),
+        (lines("COPY $b /x\n", 2000), everything),
+        (lines("RUN echo $b\n", 2000), kept),
+        (lines("RUN --mount=type=cache,target=/$b x\n", 2000), everything),
+        (lines("COPY <<E /x\n$b\nE\n", 2000), everything),
+        (
+            format!("ARG a={}\n{}FROM a\n", "x".repeat(1000), format!("ARG b={}\n", "$a".repeat(1000)).repeat(100)),
+            everything,
+        ),
+        (format!("FROM a\nSHELL [\"{}\"]\n{}", "x".repeat(1 << 19), "CMD x\n".repeat(2000)), kept),
+        (format!("FROM a\n{}", format!("WORKDIR {}\n", "x/".repeat(1000)).repeat(2000)), kept),
+    ] {
+        let errors = plan(&text, &options(), &Fake::default()).unwrap_err();
+        assert!(errors[0].text().ends_with(want), "{} for `{want}`", errors[0].text());
+        assert!(errors[0].at.is_some());
+    }
+}
+
+#[test]
+fn a_stage_is_copied_for_as_many_as_can_be_kept() {
+    let steps = "RUN x\n".repeat(10_000);
+    let users: String = (0..300).map(|i| format!("FROM s AS s{i}\n")).collect();
+    let uses: String = (0..300).map(|i| format!("COPY --from=s{i} / /\n")).collect();
+    assert!(errors(&format!("FROM a AS s\n{steps}{users}FROM a\n{uses}"))[0].contains("more than 256 MiB"));
+    let triggers = "ONBUILD RUN x\n".repeat(1000);
+    assert!(errors(&format!("FROM a AS s\n{triggers}{users}FROM a\n{uses}"))[0].contains("more than 256 MiB"));
+}
+
+#[test]
+fn a_long_file_of_short_values_is_fine() {
+    let mut text = "FROM a AS s0\nARG v=1.2.3\nENV A=a B=b C=$v PATH=/opt/bin:$PATH\n".to_owned();
+    for i in 0..2500 {
+        text.push_str(&format!("FROM s{i} AS s{}\nRUN echo $v {i}\nLABEL l{i}=$v\nCOPY f$v /d/$v/\n", i + 1));
+    }
+    let plan = built(&text);
+    assert_eq!(plan.images[0].config.config.labels.len(), 2500);
+    assert_eq!(execs(&plan).len(), 2500);
+}

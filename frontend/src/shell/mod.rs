@@ -2,14 +2,13 @@
 
 mod pattern;
 
+use crate::budget::Budget;
 use std::collections::{BTreeSet, HashMap};
 use std::iter::Peekable;
 use std::str::Chars;
 
 /// Longest result of an expansion, in bytes.
 pub(crate) const MAX_RESULT: usize = 1 << 20;
-/// Bytes that one expansion may produce on the way, thrown-away alternatives included.
-const MAX_WORK: usize = 64 << 20;
 /// Deepest nesting of `${…}`.
 const MAX_DEPTH: usize = 100;
 
@@ -18,18 +17,24 @@ const MAX_DEPTH: usize = 100;
 pub(crate) struct Environment {
     entries: Vec<(String, String)>,
     index: HashMap<String, usize>,
+    bytes: usize,
 }
 
 impl Environment {
     /// Sets a variable; an existing one keeps its place.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         match self.index.get(name) {
-            Some(&at) => self.entries[at].1 = value.to_owned(),
+            Some(&at) => {
+                self.bytes -= self.entries[at].1.len();
+                self.entries[at].1 = value.to_owned();
+            }
             None => {
+                self.bytes += name.len() + 1;
                 self.index.insert(name.to_owned(), self.entries.len());
                 self.entries.push((name.to_owned(), value.to_owned()));
             }
         }
+        self.bytes += value.len();
     }
 
     /// A variable's value.
@@ -42,9 +47,14 @@ impl Environment {
         self.entries.iter().map(|(n, v)| (n.as_str(), v.as_str()))
     }
 
-    /// Size of all names and values.
+    /// Size of all pairs, written as `name=value`.
     pub(crate) fn bytes(&self) -> usize {
-        self.iter().map(|(n, v)| n.len() + v.len() + 1).sum()
+        self.bytes
+    }
+
+    /// Number of variables.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// All names.
@@ -82,11 +92,12 @@ impl Expander {
         Self { keep_quotes: true, keep_unset: true, ..Self::new(escape) }
     }
 
-    /// Expands a text.
+    /// Expands a text, at the expense of `budget`.
     ///
     /// # Errors
-    /// Quotes or braces without their partner, unknown modifiers, `${x:?}` without `x`, results over 1 MiB.
-    pub(crate) fn expand(self, text: &str, env: &Environment) -> Result<Expanded, String> {
+    /// Quotes or braces without their partner, unknown modifiers, `${x:?}` without `x`, results over 1 MiB, a budget that is
+    /// used up.
+    pub(crate) fn expand(self, text: &str, env: &Environment, budget: &mut Budget) -> Result<Expanded, String> {
         let mut state = State {
             rules: self,
             raw_escapes: false,
@@ -94,7 +105,7 @@ impl Expander {
             env,
             out: Expanded::default(),
             depth: 0,
-            work: 0,
+            budget,
         };
         let (whole, words) = state.until(None)?;
         state.out.text = whole;
@@ -164,13 +175,13 @@ struct State<'a> {
     env: &'a Environment,
     out: Expanded,
     depth: usize,
-    work: usize,
+    budget: &'a mut Budget,
 }
 
 impl State<'_> {
     fn grow(&mut self, result: &mut String, text: &str) -> Result<(), String> {
-        self.work += text.len();
-        if result.len() + text.len() > MAX_RESULT || self.work > MAX_WORK {
+        self.budget.text(text.len())?;
+        if result.len() + text.len() > MAX_RESULT {
             return Err(format!("the expansion has more than {MAX_RESULT} bytes"));
         }
         result.push_str(text);
@@ -315,26 +326,28 @@ impl State<'_> {
         if name.is_empty() {
             return Ok("$".to_owned());
         }
-        match self.plain_value(&name) {
+        match self.plain_value(&name)? {
             None if self.rules.keep_unset => Ok(format!("${name}")),
             value => Ok(value.unwrap_or_default()),
         }
     }
 
     /// The value of a variable whose absence is worth a note.
-    fn plain_value(&mut self, name: &str) -> Option<String> {
-        let value = self.value(name);
+    fn plain_value(&mut self, name: &str) -> Result<Option<String>, String> {
+        let value = self.value(name)?;
         if value.is_none() {
             self.out.unmatched.insert(name.to_owned());
         }
-        value
+        Ok(value)
     }
 
-    fn value(&mut self, name: &str) -> Option<String> {
-        let value = self.env.get(name)?;
+    fn value(&mut self, name: &str) -> Result<Option<String>, String> {
+        let Some(value) = self.env.get(name) else {
+            return Ok(None);
+        };
+        self.budget.text(value.len())?;
         self.out.matched.insert(name.to_owned());
-        self.work += value.len();
-        Some(value.to_owned())
+        Ok(Some(value.to_owned()))
     }
 
     /// A name, a number, or one of the shell's special parameters.
@@ -368,7 +381,7 @@ impl State<'_> {
             return Err("syntax error: missing '}'".to_owned());
         };
         if modifier == '}' {
-            return Ok(match self.plain_value(&name) {
+            return Ok(match self.plain_value(&name)? {
                 None if self.rules.keep_unset => format!("${{{name}}}"),
                 value => value.unwrap_or_default(),
             });
@@ -391,7 +404,7 @@ impl State<'_> {
         self.raw_escapes = before;
         match result {
             Ok((text, _)) => Ok(text),
-            Err(_) if self.chars.peek().is_none() && self.work <= MAX_WORK => Err(match stop {
+            Err(_) if self.chars.peek().is_none() && !self.budget.exhausted() => Err(match stop {
                 '}' => "syntax error: missing '}'".to_owned(),
                 _ => format!("syntax error: missing '{stop}' in ${{"),
             }),
@@ -401,7 +414,7 @@ impl State<'_> {
 
     fn alternative(&mut self, name: &str, modifier: char, colon: bool) -> Result<String, String> {
         let word = self.operand('}', false)?;
-        let value = self.value(name);
+        let value = self.value(name)?;
         if value.is_none() && self.rules.keep_unset {
             let colon = if colon { ":" } else { "" };
             return Ok(format!("${{{name}{colon}{modifier}{word}}}"));
@@ -420,7 +433,7 @@ impl State<'_> {
 
     fn trimmed(&mut self, name: &str, modifier: char) -> Result<String, String> {
         let word = self.operand('}', true)?;
-        let Some(value) = self.plain_value(name) else {
+        let Some(value) = self.plain_value(name)? else {
             return Ok(match self.rules.keep_unset {
                 true => format!("${{{name}{modifier}{word}}}"),
                 false => String::new(),
@@ -444,7 +457,7 @@ impl State<'_> {
         }
         let pattern = self.operand('/', true)?;
         let with = self.operand('}', true)?;
-        let Some(value) = self.plain_value(name) else {
+        let Some(value) = self.plain_value(name)? else {
             let slash = if all { "/" } else { "" };
             return Ok(match self.rules.keep_unset {
                 true => format!("${{{name}/{slash}{pattern}/{with}}}"),

@@ -11,7 +11,7 @@ fn env() -> Environment {
 }
 
 fn expand(text: &str) -> Result<String, String> {
-    Expander::new('\\').expand(text, &env()).map(|e| e.text)
+    Expander::new('\\').expand(text, &env(), &mut Budget::default()).map(|e| e.text)
 }
 
 #[test]
@@ -57,22 +57,22 @@ fn bad_substitutions_are_errors() {
 
 #[test]
 fn words_split_at_blanks_outside_of_quotes() {
-    let words = |text| Expander::new('\\').expand(text, &env()).unwrap().words;
+    let words = |text| Expander::new('\\').expand(text, &env(), &mut Budget::default()).unwrap().words;
     assert_eq!(words("a $W \"$W\" b\\ c ''"), ["a", "x", "y", "x y", "b c", ""]);
 }
 
 #[test]
 fn only_plain_uses_of_unset_variables_are_noted() {
-    let unmatched = |text| Expander::new('\\').expand(text, &env()).unwrap().unmatched;
+    let unmatched = |text| Expander::new('\\').expand(text, &env(), &mut Budget::default()).unwrap().unmatched;
     assert!(unmatched("${N:-x}${N+y}").is_empty());
     assert_eq!(unmatched("$N${M#x}").into_iter().collect::<Vec<_>>(), ["M", "N"]);
 }
 
 #[test]
 fn other_rules_keep_what_they_should() {
-    let display = |text| Expander::display('\\').expand(text, &env()).unwrap().text;
+    let display = |text| Expander::display('\\').expand(text, &env(), &mut Budget::default()).unwrap().text;
     assert_eq!(display("echo \"$A\" '$A' $N ${N:-x}"), "echo \"one\" '$A' $N ${N:-x}");
-    let heredoc = |text| Expander::heredoc().expand(text, &env()).unwrap().text;
+    let heredoc = |text| Expander::heredoc().expand(text, &env(), &mut Budget::default()).unwrap().text;
     assert_eq!(heredoc("it's $A \"$A\" \\$A \\\\"), "it's one \"one\" $A \\");
 }
 
@@ -80,7 +80,7 @@ fn other_rules_keep_what_they_should() {
 fn expansions_are_bounded() {
     let mut env = Environment::default();
     env.set("B", &"x".repeat(1 << 19));
-    let run = |text: &str| Expander::new('\\').expand(text, &env);
+    let run = |text: &str| Expander::new('\\').expand(text, &env, &mut Budget::default());
     assert!(run("$B$B$B").unwrap_err().contains("more than"));
     assert!(run(&"${B:+$B}".repeat(3)).is_err());
     assert!(run(&"${U+$B}".repeat(1000)).is_err());
@@ -91,7 +91,7 @@ proptest::proptest! {
     #[test]
     fn no_text_panics_and_results_are_bounded(parts in proptest::collection::vec("(\\$|\\{|\\}|A|EMPTY|N|:-|:\\+|\\?|#|%|/|\\*|'|\"|\\\\| |é)", 0..40)) {
         let text = parts.concat();
-        if let Ok(done) = Expander::new('\\').expand(&text, &env()) {
+        if let Ok(done) = Expander::new('\\').expand(&text, &env(), &mut Budget::default()) {
             proptest::prop_assert!(done.text.len() <= 40 * 20);
         }
     }
