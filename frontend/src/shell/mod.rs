@@ -406,7 +406,7 @@ impl State<'_> {
             Ok((text, _)) => Ok(text),
             Err(_) if self.chars.peek().is_none() && !self.budget.exhausted() => Err(match stop {
                 '}' => "syntax error: missing '}'".to_owned(),
-                _ => format!("syntax error: missing '{stop}' in ${{"),
+                _ => format!("syntax error: missing '{stop}' in ${{…}}"),
             }),
             Err(message) => Err(message),
         }

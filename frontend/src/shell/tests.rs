@@ -53,6 +53,7 @@ fn bad_substitutions_are_errors() {
         assert!(expand(bad).is_err(), "{bad}");
     }
     assert_eq!(expand("${N:?give N}"), Err("N: give N".into()));
+    assert_eq!(expand("${S//a}"), Err("syntax error: missing '/' in ${…}".into()));
 }
 
 #[test]
