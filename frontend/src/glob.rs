@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn bad_patterns_are_known() {
-        for bad in ["[", "[a", "[]a]", "[x-]", "a\\", "[^"] {
+        for bad in ["[", "[a", "[]a]", "[x-]", "a\\", "[^", "[^]", "[]", "[-]", "[a-", "[\\", "x[a-]y", "*[", "[a-b-c]"]
+        {
             assert!(!glob_valid(bad), "{bad}");
         }
         assert!(contains_wildcards("a*") && !contains_wildcards("a\\*"));

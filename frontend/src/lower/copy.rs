@@ -4,7 +4,7 @@ use super::configuration::owner;
 use super::dispatch::Work;
 use super::layout::Place;
 use super::{GitReference, mode};
-use crate::glob::contains_wildcards;
+use crate::glob::{contains_wildcards, glob_valid};
 use crate::ignore::clean;
 use crate::parse::Heredoc;
 use crate::rules::COPY_IGNORED_FILE;
@@ -159,7 +159,7 @@ impl Work<'_, '_> {
             if copy.from.is_none() {
                 self.check_ignored(source, is_add, span)?;
             }
-            found.list.push(path_source(source, copy.parents));
+            found.list.push(path_source(source, copy.parents).map_err(fail)?);
         }
         if found.local {
             found.from = Some(match self.source_state(place) {
@@ -254,7 +254,8 @@ struct Sources {
     remote: bool,
 }
 
-fn path_source(written: &str, parents: bool) -> CopySource {
+/// A path or pattern of the context, a stage or an image; a pattern that cannot be read would silently fit nothing.
+fn path_source(written: &str, parents: bool) -> Result<CopySource, String> {
     let rooted = |path: &str| clean(&format!("/{path}"));
     let pivot = written.split_once("/./").filter(|_| parents);
     let path = match pivot {
@@ -265,7 +266,10 @@ fn path_source(written: &str, parents: bool) -> CopySource {
         None => rooted(written),
     };
     let wildcard = contains_wildcards(written);
-    CopySource::Path { path, wildcard, required: !wildcard }
+    if wildcard && !glob_valid(&path) {
+        return Err(format!("syntax error in pattern `{written}`"));
+    }
+    Ok(CopySource::Path { path, wildcard, required: !wildcard })
 }
 
 /// The last part of an address' path.
@@ -353,12 +357,22 @@ mod tests {
 
     #[test]
     fn pivots_are_kept_with_parents() {
-        let path = |written, parents| match path_source(written, parents) {
+        let path = |written, parents| match path_source(written, parents).unwrap() {
             CopySource::Path { path, .. } => path,
             _ => unreachable!(),
         };
         assert_eq!(path("./x/./y/a", true), "/x/./y/a");
         assert_eq!(path("./x/./y/a", false), "/x/y/a");
         assert_eq!(path("../../a", false), "/a");
+    }
+
+    #[test]
+    fn patterns_must_be_readable() {
+        for bad in ["q[1.txt", "[", "a/[]b]", "[a-]", "[^", "*/[x", "*\\", "[a\\", "[-a]"] {
+            assert_eq!(path_source(bad, false).unwrap_err(), format!("syntax error in pattern `{bad}`"));
+        }
+        for good in ["q[1].txt", "[z-a]", "[\\]]", "\\[", "a]", "a-b", "*", "[^a]?"] {
+            assert!(path_source(good, true).is_ok(), "{good}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
-use crate::NamedContext;
 use crate::testing::{Fake, options, plan};
+use crate::{NamedContext, SourceFile};
 use xbuild_graph::{CopyAction, CopySource, ExecOp, FileAction, FileOp, LocalSource, MountKind, Op, SourceOp};
 
 fn built(text: &str) -> Plan {
@@ -226,6 +226,16 @@ proptest::proptest! {
     fn lowering_never_panics(parts in proptest::collection::vec("(FROM a AS x|FROM x|FROM \\$A|\nRUN |\nCOPY --from=x |\nCOPY |\nARG A=b|\nENV A=\\$A|\nEXPOSE |\nWORKDIR |\nUSER |\nONBUILD |--mount=type=cache,target=|/x| y|<<E\nE|\n)", 1..30)) {
         let text = format!("FROM a AS x\n{}", parts.concat());
         let _ = plan(&text, &options(), &Fake::default());
+    }
+}
+
+#[test]
+fn unreadable_patterns_of_copies_are_errors() {
+    for line in ["COPY q[1.txt a /o/", "COPY [\"a.txt\" \"/o\"]", "ADD [a /o/", "COPY --from=x a* b[ /o/"] {
+        let source = SourceFile::new("Dockerfile", format!("FROM a\nRUN x\n{line}\n"));
+        let errors = crate::lower(&crate::parse(&source), &options(), &Fake::default()).unwrap_err();
+        assert!(errors[0].text().starts_with("syntax error in pattern `"), "{line}: {}", errors[0].text());
+        assert_eq!(errors[0].at.map(|at| source.lines_of(at)), Some((3, 3)));
     }
 }
 
