@@ -206,9 +206,10 @@ impl Work<'_, '_> {
     }
 }
 
-/// `user[:group]`.
+/// `user[:group]`; a group that is written but empty is root's, as in BuildKit.
 pub(super) fn owner(text: &str) -> Owner {
     let (user, group) = match text.split_once(':') {
+        Some((user, "")) => (user, Some("0".to_owned())),
         Some((user, group)) => (user, Some(group.to_owned())),
         None => (text, None),
     };
@@ -362,6 +363,16 @@ mod tests {
         assert_eq!(port_specs("9000-9002").unwrap(), ["9000/tcp", "9001/tcp", "9002/tcp"]);
         for bad in ["70000", "", "x", "80/icmp", "9-8", "-1"] {
             assert!(port_specs(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_empty_group_is_root() {
+        for (text, user, group) in
+            [("5", "5", None), ("5:", "5", Some("0")), ("www:", "www", Some("0")), ("a:b", "a", Some("b"))]
+        {
+            let owner = owner(text);
+            assert_eq!((owner.user.as_str(), owner.group.as_deref()), (user, group), "{text}");
         }
     }
 
