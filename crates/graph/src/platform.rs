@@ -52,28 +52,38 @@ impl Platform {
         Self::new("linux", std::env::consts::ARCH, None)
     }
 
-    /// Reads `os/arch[/variant]`, or one part alone (`arm64`, `linux`) with the rest taken from the host.
+    /// Reads `os/arch[/variant]`, or one part alone (`arm64`, `linux`) with the rest taken from the host. An operating
+    /// system may have its version behind it, which is left out: `windows(10.0.17763)/amd64`.
     ///
     /// # Errors
-    /// Empty parts, more than three parts, or characters outside `[A-Za-z0-9_.-]`.
+    /// More than 128 bytes, empty parts, more than three parts, characters outside `[A-Za-z0-9_.-]`, dots in the name of the
+    /// operating system, or parts of dots alone.
     pub fn parse(text: &str) -> Result<Self, PlatformError> {
+        const LONGEST: usize = 128;
         let fail = |why| PlatformError { text: text.to_owned(), why };
+        if text.len() > LONGEST {
+            let text = text.chars().take(LONGEST).chain(['…']).collect();
+            return Err(PlatformError { text, why: "it has more than 128 bytes" });
+        }
         let parts: Vec<&str> = text.split('/').collect();
-        let clean = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.()".contains(&b));
-        if !parts.iter().all(|p| clean(p)) {
+        let (first, others) = parts.split_first().ok_or_else(|| fail("it is empty"))?;
+        let Some(first) = without_version(first).filter(|os| is_part(os) && !os.contains('.')) else {
+            return Err(fail("an operating system is letters, digits, `_` or `-`"));
+        };
+        if !others.iter().all(|part| is_part(part)) {
             return Err(fail("each part is letters, digits, `_`, `-` or `.`"));
         }
         let host = Self::host();
-        match parts.as_slice() {
-            [one] if KNOWN_OS.contains(&one.to_lowercase().as_str()) => {
+        match (first, others) {
+            (one, []) if KNOWN_OS.contains(&one.to_lowercase().as_str()) => {
                 Ok(Self::new(one, &host.architecture, host.variant.as_deref()))
             }
-            [one] if KNOWN_ARCHITECTURES.contains(&one.to_lowercase().as_str()) => Ok(Self::new("linux", one, None)),
-            [_] => Err(fail("unknown operating system or architecture")),
-            [os, architecture] => Ok(Self::new(os.split('(').next().unwrap_or(os), architecture, None)),
-            [os, architecture, variant] => {
-                Ok(Self::new(os.split('(').next().unwrap_or(os), architecture, Some(variant)))
+            (one, []) if KNOWN_ARCHITECTURES.contains(&one.to_lowercase().as_str()) => {
+                Ok(Self::new("linux", one, None))
             }
+            (_, []) => Err(fail("unknown operating system or architecture")),
+            (os, [architecture]) => Ok(Self::new(os, architecture, None)),
+            (os, [architecture, variant]) => Ok(Self::new(os, architecture, Some(variant))),
             _ => Err(fail("expected os/architecture[/variant]")),
         }
     }
@@ -100,6 +110,23 @@ impl Platform {
     pub fn directory(&self) -> String {
         self.to_string().replace('/', "_")
     }
+}
+
+/// An operating system without the version in parentheses behind it; none if they are not closed or hold other characters.
+fn without_version(text: &str) -> Option<&str> {
+    let Some((os, version)) = text.split_once('(') else {
+        return Some(text);
+    };
+    version.strip_suffix(')').filter(|v| v.bytes().all(is_plain)).map(|_| os)
+}
+
+/// Whether a text is a part of a platform, and no `.` or `..` that would mean a directory.
+fn is_part(text: &str) -> bool {
+    text.bytes().all(is_plain) && text.bytes().any(|b| b != b'.')
+}
+
+fn is_plain(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"_.-".contains(&b)
 }
 
 impl fmt::Display for Platform {
@@ -149,9 +176,34 @@ mod tests {
         ] {
             assert_eq!(Platform::parse(text).unwrap().to_string(), want, "{text}");
         }
-        for bad in ["", "linux/", "a/b/c/d", "nosuch", "linux/am d64"] {
+        for (text, want) in [("windows(10.0.17763)/amd64", "windows/amd64"), ("a/b.c/v1_2-3", "a/b.c/v1_2-3")] {
+            assert_eq!(Platform::parse(text).unwrap().to_string(), want, "{text}");
+        }
+        let long = format!("linux/{}", "a".repeat(5000));
+        for bad in [
+            "",
+            "/",
+            "linux/",
+            "/amd64",
+            "a/b/c/d",
+            "nosuch",
+            "linux/am d64",
+            "../../x",
+            "../x",
+            "linux/..",
+            "linux/amd64/.",
+            "a.b/c",
+            "linux(1/amd64",
+            "linux(1))/amd64",
+            "(1)/amd64",
+            "linux/amd64(1)",
+            "linux/é",
+            "linux/*",
+            &long,
+        ] {
             assert!(Platform::parse(bad).is_err(), "{bad}");
         }
+        assert!(Platform::parse(&long).unwrap_err().to_string().len() < 200);
     }
 
     #[test]

@@ -230,6 +230,15 @@ proptest::proptest! {
 }
 
 #[test]
+fn platforms_of_from_are_checked() {
+    for bad in ["../../x", "linux/..", "linux/a/b/c", "linux/a,b", &"a/".repeat(2500)] {
+        let errors = errors(&format!("FROM --platform={bad} a"));
+        assert!(errors[0].starts_with("failed to parse platform "), "{}", errors[0]);
+        assert!(errors[0].contains("is not a platform"), "{}", errors[0]);
+    }
+}
+
+#[test]
 fn unreadable_patterns_of_copies_are_errors() {
     for line in ["COPY q[1.txt a /o/", "COPY [\"a.txt\" \"/o\"]", "ADD [a /o/", "COPY --from=x a* b[ /o/"] {
         let source = SourceFile::new("Dockerfile", format!("FROM a\nRUN x\n{line}\n"));
