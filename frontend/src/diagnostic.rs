@@ -1,6 +1,6 @@
 //! Problems as data: what is wrong, where, and what might be meant. Rendering happens late.
 
-use crate::{Rule, SourceFile};
+use crate::{Rule, SourceFile, brief};
 use std::fmt::Write;
 use xbuild_graph::Span;
 
@@ -40,24 +40,24 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// An error at `at`.
+    /// An error at `at`. Long values in the message are shortened.
     pub fn error(message: impl Into<String>, at: impl Into<Option<Span>>) -> Self {
         Self {
             rule: None,
             severity: Severity::Error,
-            message: message.into(),
+            message: brief::message(message.into()),
             at: at.into(),
             labels: Vec::new(),
             suggestion: None,
         }
     }
 
-    /// A finding of `rule` at `at`.
+    /// A finding of `rule` at `at`. Long values in the message are shortened.
     pub(crate) fn warning(rule: &'static Rule, message: impl Into<String>, at: Span) -> Self {
         Self {
             rule: Some(rule),
             severity: Severity::Warning,
-            message: message.into(),
+            message: brief::message(message.into()),
             at: Some(at),
             labels: Vec::new(),
             suggestion: None,
@@ -110,10 +110,11 @@ pub fn render_plain(diagnostic: &Diagnostic, source: &SourceFile) -> String {
     out
 }
 
-/// The lines around a span, BuildKit's way.
+/// The lines around a span, BuildKit's way; of long lines the beginning.
 pub fn excerpt(span: Span, source: &SourceFile) -> String {
     const RULER: &str = "--------------------";
     const MOST: usize = 40;
+    const LONGEST: usize = 400;
     let (first, last) = source.lines_of(span);
     let room = if first == last { 2 } else { 1 };
     let from = first.saturating_sub(room).max(1);
@@ -121,8 +122,8 @@ pub fn excerpt(span: Span, source: &SourceFile) -> String {
     let mut out = format!("{}:{first}\n{RULER}\n", source.name());
     for line in from..=to {
         let mark = if (first..=last).contains(&line) { ">>>" } else { "   " };
-        let text: String = source.line_text(line).chars().take(400).collect();
-        let _ = writeln!(out, "{line:>4} | {mark} {text}");
+        let text = source.line_text(line);
+        let _ = writeln!(out, "{line:>4} | {mark} {}", brief::cut(&text, LONGEST));
     }
     out.push_str(RULER);
     out.push('\n');
@@ -139,5 +140,16 @@ mod tests {
         let problem = Diagnostic::error("no", Span { start: 7, end: 12 });
         let want = "Dockerfile:2:1: error: no\nDockerfile:2\n--------------------\n   1 |     FROM x\n   2 | >>> RUN a\n   3 |     RUN b\n   4 |     RUN c\n--------------------\n";
         assert_eq!(render_plain(&problem, &source), want);
+    }
+
+    #[test]
+    fn long_values_and_lines_are_cut() {
+        let source = SourceFile::new("Dockerfile", format!("FROM {}\n", "x".repeat(1 << 20)));
+        let span = Span { start: 0, end: source.bytes().len() };
+        let problem = Diagnostic::error(format!("`{}` is no name", "y".repeat(1 << 20)), span);
+        let shown = render_plain(&problem, &source);
+        assert!(shown.contains(&format!(">>> FROM {}…\n", "x".repeat(395))), "{shown}");
+        assert!(shown.contains("y… (1048576 bytes)` is no name\n"), "{shown}");
+        assert!(shown.len() < 1000, "{}", shown.len());
     }
 }

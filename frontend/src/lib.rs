@@ -8,6 +8,7 @@
 //! Nothing here reads files, the environment or the clock; equal inputs give equal graphs. Positions are byte spans of the
 //! [`SourceFile`], turned into lines only when a [`Diagnostic`] is shown.
 
+mod brief;
 mod budget;
 mod call;
 mod diagnostic;

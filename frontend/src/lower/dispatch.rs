@@ -6,7 +6,7 @@ use super::stage::{Lowering, Note, NoteKind, State};
 use super::{Purpose, arguments};
 use crate::rules::{MULTIPLE_INSTRUCTIONS_DISALLOWED, SECRETS_USED_IN_ARG_OR_ENV};
 use crate::shell::{Expanded, Expander};
-use crate::{Diagnostic, Instruction, Kind};
+use crate::{Diagnostic, Instruction, Kind, brief};
 use std::sync::Arc;
 use xbuild_graph::{Edge, Meta, Platform, SourceOp, Span};
 use xbuild_oci::History;
@@ -163,7 +163,7 @@ impl<'l, 'a> Work<'l, 'a> {
         let expander = Expander::new(self.lowering.parsed.directives.escape);
         let done = expander
             .expand(text, &self.state.env, &mut self.lowering.budget)
-            .map_err(|why| Diagnostic::error(format!("failed to process `{}`: {why}", shorten(text)), span))?;
+            .map_err(|why| Diagnostic::error(format!("failed to process `{}`: {why}", brief::value(text)), span))?;
         if !done.unmatched.is_empty() {
             let warnings = &mut self.lowering.warnings;
             arguments::undefined(&done.unmatched, &self.state.env, &self.state.arguments, span, warnings);
@@ -300,12 +300,4 @@ fn names_secret(name: &str) -> bool {
     let lower = name.to_lowercase();
     let has = |list: &[&str]| lower.split('_').any(|part| list.contains(&part));
     has(&SECRET) && !has(&HARMLESS)
-}
-
-fn shorten(text: &str) -> String {
-    const MOST: usize = 200;
-    match text.chars().nth(MOST) {
-        Some(_) => text.chars().take(MOST).chain("…".chars()).collect(),
-        None => text.to_owned(),
-    }
 }

@@ -230,6 +230,30 @@ proptest::proptest! {
 }
 
 #[test]
+fn messages_quote_the_beginning_of_long_values() {
+    let globals = million().replace("FROM a\n", "");
+    let platform = format!("{globals}FROM --platform=$b a");
+    let stages = [globals.clone() + "FROM $b", globals + "FROM a:$b", platform];
+    let lines = [
+        "STOPSIGNAL $b",
+        "COPY --checksum=$b a b",
+        "ADD --checksum=$b http://h/x /",
+        "ARG c=${d:?$b}",
+        "EXPOSE $b",
+        "COPY [$b /",
+    ];
+    let in_stage = lines.map(|line| format!("{}{line}\n", million()));
+    for text in stages.into_iter().chain(in_stage) {
+        for error in plan(&text, &options(), &Fake::default()).unwrap_err() {
+            assert!(error.text().len() < 1000, "{}", error.text());
+        }
+    }
+    for warning in built(&format!("{}WORKDIR $b\n", million())).warnings {
+        assert!(warning.text().len() < 1000);
+    }
+}
+
+#[test]
 fn platforms_of_from_are_checked() {
     for bad in ["../../x", "linux/..", "linux/a/b/c", "linux/a,b", &"a/".repeat(2500)] {
         let errors = errors(&format!("FROM --platform={bad} a"));
