@@ -6,7 +6,14 @@ pub(crate) enum Element {
     Is(char),
     Any,
     Star,
-    Class { negated: bool, ranges: Vec<(char, char)> },
+    Class(Box<Class>),
+}
+
+/// Characters between brackets. In a box, so that the elements of a long pattern stay small.
+#[derive(Clone, Debug)]
+pub(crate) struct Class {
+    negated: bool,
+    ranges: Box<[(char, char)]>,
 }
 
 impl Element {
@@ -15,9 +22,9 @@ impl Element {
         match self {
             Self::Is(want) => *want == c,
             Self::Any | Self::Star => c != '/',
-            Self::Class { negated, ranges } => {
-                let inside = ranges.iter().any(|(low, high)| (*low..=*high).contains(&c));
-                c != '/' && inside != *negated
+            Self::Class(class) => {
+                let inside = class.ranges.iter().any(|(low, high)| (*low..=*high).contains(&c));
+                c != '/' && inside != class.negated
             }
         }
     }
@@ -116,7 +123,7 @@ pub(crate) fn class(chars: &mut std::str::Chars<'_>) -> Option<Element> {
         ranges.push((low, high));
     }
     chars.next();
-    Some(Element::Class { negated, ranges })
+    Some(Element::Class(Box::new(Class { negated, ranges: ranges.into() })))
 }
 
 /// One end of a range; `-` and `]` must be escaped.

@@ -3,43 +3,82 @@
 //! Patterns are tried in order and the last that fits decides; `!` takes back in. A pattern that fits a directory fits all
 //! below it. Matching takes time `patterns × |path| × |pattern|` at most, never exponential.
 
+use crate::brief;
 use crate::glob::{Element, class, fits};
 
-/// A pattern that cannot be read.
+/// Longest pattern of a `.dockerignore`, in bytes.
+const MAX_PATTERN: usize = 64 << 10;
+/// Most patterns of a `.dockerignore`: every path of the context is tried with each.
+const MAX_PATTERNS: usize = 100_000;
+/// Most bytes of all patterns together.
+const MAX_TOTAL: usize = 8 << 20;
+
+/// Why patterns are not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("syntax error in pattern `{pattern}` of .dockerignore")]
-pub struct IgnoreError {
-    /// The pattern.
-    pub pattern: String,
+pub enum IgnoreError {
+    /// A pattern cannot be read.
+    #[error("syntax error in pattern `{pattern}`")]
+    Syntax {
+        /// The beginning of the pattern.
+        pattern: String,
+    },
+    /// A line of a `.dockerignore` has an error.
+    #[error(".dockerignore:{line}: {why}")]
+    Line {
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// Reads the lines of a `.dockerignore`: comments and empty lines left out, paths cleaned, `!` kept in front.
 ///
 /// # Errors
-/// A pattern that cannot be read.
+/// A pattern that cannot be read or has more than 64 KiB; more than 100 000 patterns, or 8 MiB of them.
 pub fn parse(bytes: &[u8]) -> Result<Vec<String>, IgnoreError> {
     let text = String::from_utf8_lossy(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes));
     let mut patterns = Vec::new();
-    for line in text.lines() {
-        if line.starts_with('#') {
+    let mut total = 0;
+    for (number, line) in text.lines().enumerate() {
+        if line.starts_with('#') || line.trim().is_empty() {
             continue;
         }
         let line = line.trim();
-        if line.is_empty() {
-            continue;
-        }
-        let (mark, path) = match line.strip_prefix('!') {
-            Some(path) => ("!", path.trim()),
-            None => ("", line),
-        };
-        let mut clean = if path.is_empty() { String::new() } else { clean(path) };
-        if clean.len() > 1 && clean.starts_with('/') {
-            clean.remove(0);
-        }
-        patterns.push(format!("{mark}{clean}"));
+        total += line.len();
+        let pattern = within_bounds(line, patterns.len(), total).and_then(|()| read_line(line));
+        patterns.push(pattern.map_err(|why| IgnoreError::Line { line: number + 1, why })?);
     }
-    Matcher::new(&patterns)?;
     Ok(patterns)
+}
+
+/// Refuses a pattern after `count` others that is too much; `total` are the bytes of all.
+fn within_bounds(line: &str, count: usize, total: usize) -> Result<(), String> {
+    if line.len() > MAX_PATTERN {
+        return Err(format!("the pattern has {} bytes, more than {MAX_PATTERN}", line.len()));
+    }
+    if count >= MAX_PATTERNS {
+        return Err(format!("there are more than {MAX_PATTERNS} patterns"));
+    }
+    match total > MAX_TOTAL {
+        true => Err(format!("the patterns have more than {MAX_TOTAL} bytes together")),
+        false => Ok(()),
+    }
+}
+
+/// The pattern of a line that is neither empty nor a comment.
+fn read_line(line: &str) -> Result<String, String> {
+    let (mark, path) = match line.strip_prefix('!') {
+        Some(path) => ("!", path.trim()),
+        None => ("", line),
+    };
+    let mut clean = if path.is_empty() { String::new() } else { clean(path) };
+    if clean.len() > 1 && clean.starts_with('/') {
+        clean.remove(0);
+    }
+    let pattern = format!("{mark}{clean}");
+    Matcher::new(std::slice::from_ref(&pattern)).map_err(|e| e.to_string())?;
+    Ok(pattern)
 }
 
 /// The shortest equal path: no `.`, no inner `..`, no doubled slashes.
@@ -68,16 +107,18 @@ pub(crate) fn clean(path: &str) -> String {
 enum Component {
     /// `**` alone: any number of directories.
     Deep,
+    /// Fits the component that is equal.
+    Text(Box<str>),
     /// Fits one component of a path.
-    One(Vec<Element>),
+    One(Box<[Element]>),
     /// Has `**` beside other characters, so it may reach over slashes.
-    Wide(Vec<Option<Element>>),
+    Wide(Box<[Option<Element>]>),
 }
 
 #[derive(Clone, Debug)]
 struct Pattern {
     exclusion: bool,
-    components: Vec<Component>,
+    components: Box<[Component]>,
 }
 
 /// Patterns, ready for matching.
@@ -92,25 +133,8 @@ impl Matcher {
     /// # Errors
     /// A pattern that cannot be read.
     pub fn new(patterns: &[String]) -> Result<Self, IgnoreError> {
-        let mut compiled = Vec::with_capacity(patterns.len());
-        for written in patterns {
-            let fail = || IgnoreError { pattern: written.clone() };
-            let text = written.trim();
-            if text.is_empty() {
-                continue;
-            }
-            let (exclusion, text) = match text.strip_prefix('!') {
-                Some(rest) => (true, rest),
-                None => (false, text),
-            };
-            if text.is_empty() {
-                return Err(fail());
-            }
-            let text = clean(text);
-            let components = text.split('/').map(component).collect::<Option<_>>();
-            compiled.push(Pattern { exclusion, components: components.ok_or_else(fail)? });
-        }
-        Ok(Self { patterns: compiled })
+        let written = patterns.iter().map(|p| p.trim()).filter(|p| !p.is_empty());
+        Ok(Self { patterns: written.map(Pattern::new).collect::<Result<_, _>>()? })
     }
 
     /// Whether there are no patterns.
@@ -140,6 +164,20 @@ impl Matcher {
 }
 
 impl Pattern {
+    /// Reads a pattern, with `!` in front of an exception.
+    fn new(written: &str) -> Result<Self, IgnoreError> {
+        let fail = || IgnoreError::Syntax { pattern: brief::value(written).into_owned() };
+        let (exclusion, text) = match written.strip_prefix('!') {
+            Some(rest) => (true, rest),
+            None => (false, written),
+        };
+        if text.is_empty() {
+            return Err(fail());
+        }
+        let components = clean(text).split('/').map(component).collect::<Option<_>>();
+        Ok(Self { exclusion, components: components.ok_or_else(fail)? })
+    }
+
     /// Whether the pattern fits the path or one of the directories above it.
     fn fits_or_above(&self, parts: &[Vec<char>]) -> bool {
         if self.has_wide() {
@@ -177,6 +215,11 @@ impl Pattern {
                             states[n + 1][k] = true;
                         }
                     }
+                    Component::Text(text) => {
+                        if n < parts.len() && text.chars().eq(parts[n].iter().copied()) {
+                            states[n + 1][k + 1] = true;
+                        }
+                    }
                     Component::One(elements) => {
                         if n < parts.len() && fits(elements, &parts[n]) {
                             states[n + 1][k + 1] = true;
@@ -199,6 +242,7 @@ impl Pattern {
             let last = k + 1 == count;
             now = match component {
                 Component::Deep => deep(&now, &text, last),
+                Component::Text(same) => same.chars().fold(now, |n, c| step(&n, &text, Some(&Element::Is(c)))),
                 Component::One(elements) => elements.iter().fold(now, |n, e| step(&n, &text, Some(e))),
                 Component::Wide(elements) => elements.iter().fold(now, |n, e| step(&n, &text, e.as_ref())),
             };
@@ -271,9 +315,16 @@ fn component(text: &str) -> Option<Component> {
             c => Some(Element::Is(c)),
         });
     }
-    Some(match wide {
-        true => Component::Wide(elements),
-        false => Component::One(elements.into_iter().flatten().collect()),
+    if wide {
+        return Some(Component::Wide(elements.into()));
+    }
+    let character = |element: &Option<Element>| match element {
+        Some(Element::Is(c)) => Some(*c),
+        _ => None,
+    };
+    Some(match elements.iter().map(character).collect::<Option<String>>() {
+        Some(text) => Component::Text(text.into()),
+        None => Component::One(elements.into_iter().flatten().collect()),
     })
 }
 

@@ -9,7 +9,7 @@ fn matcher(patterns: &[&str]) -> Matcher {
 fn lines_are_cleaned() {
     let text = b"\xef\xbb\xbf# no\r\n/a/\r\n\r\n  b/../c \r\n! /d\r\n #x\r\n.\r\n";
     assert_eq!(parse(text).unwrap(), ["a", "c", "!d", "#x", "."]);
-    assert!(parse(b"[a-\n").is_err());
+    assert_eq!(parse(b"x\n[a-\n").unwrap_err().to_string(), ".dockerignore:2: syntax error in pattern `[a-`");
     assert!(parse(b"!\n").is_err());
 }
 
@@ -61,6 +61,32 @@ fn many_stars_do_not_explode() {
     let m = matcher(&["*a*a*a*a*a*a*a*a*a*b", "**/**/**/**/**/**/**/**/z", "a**a**a**a**a**b"]);
     assert!(!m.excluded(&"a".repeat(3000)));
     assert!(!m.excluded(&"a/".repeat(300)));
+}
+
+#[test]
+fn patterns_are_bounded() {
+    let fails = |text: String| parse(text.as_bytes()).unwrap_err().to_string();
+    assert_eq!(parse("a\n".repeat(100_000).as_bytes()).unwrap().len(), 100_000);
+    assert_eq!(
+        fails("#\n".to_owned() + &"a\n".repeat(100_001)),
+        ".dockerignore:100002: there are more than 100000 patterns"
+    );
+    assert_eq!(parse(&[b'a'; 65_536]).unwrap().len(), 1);
+    assert_eq!(
+        fails(format!("b\n{}\n", "a".repeat(5 << 20))),
+        ".dockerignore:2: the pattern has 5242880 bytes, more than 65536"
+    );
+    let line = "a*".repeat(30_000) + "\n";
+    assert_eq!(fails(line.repeat(1000)), ".dockerignore:140: the patterns have more than 8388608 bytes together");
+    assert!(fails(format!("[{}", "a".repeat(60_000))).len() < 300);
+}
+
+#[test]
+fn compiled_patterns_are_small() {
+    assert!(size_of::<Component>() <= 24 && size_of::<Element>() <= 16 && size_of::<Option<Element>>() <= 16);
+    let plain = matcher(&["a/b c/\\*", "a*"]);
+    assert!(plain.patterns[0].components.iter().all(|c| matches!(c, Component::Text(_))));
+    assert!(matches!(plain.patterns[1].components[0], Component::One(_)));
 }
 
 /// The plain reading of the rules, exponential and obvious.
