@@ -111,7 +111,7 @@ enum Component {
     Text(Box<str>),
     /// Fits one component of a path.
     One(Box<[Element]>),
-    /// Has `**` beside other characters, so it may reach over slashes.
+    /// Has `**` beside other characters, which none stands for, so it may reach over slashes.
     Wide(Box<[Option<Element>]>),
 }
 
@@ -242,15 +242,39 @@ impl Pattern {
             let last = k + 1 == count;
             now = match component {
                 Component::Deep => deep(&now, &text, last),
-                Component::Text(same) => same.chars().fold(now, |n, c| step(&n, &text, Some(&Element::Is(c)))),
-                Component::One(elements) => elements.iter().fold(now, |n, e| step(&n, &text, Some(e))),
-                Component::Wide(elements) => elements.iter().fold(now, |n, e| step(&n, &text, e.as_ref())),
+                Component::Text(same) => same.chars().fold(now, |n, c| step(&n, &text, &Element::Is(c))),
+                Component::One(elements) => elements.iter().fold(now, |n, e| step(&n, &text, e)),
+                Component::Wide(elements) => self.wide(elements, k, now, &text),
             };
-            if !last && !matches!(component, Component::Deep) {
-                now = step(&now, &text, Some(&Element::Is('/')));
+            let takes_slash =
+                matches!(component, Component::Wide(elements) if elements.last().is_some_and(Option::is_none));
+            if !last && !takes_slash && !matches!(component, Component::Deep) {
+                now = step(&now, &text, &Element::Is('/'));
             }
         }
         (1..=text.len()).any(|at| now[at] && text.get(at).is_none_or(|c| *c == '/'))
+    }
+
+    /// Positions after a component with `**` in it. That stands for anything at the end of a pattern, and at the beginning of
+    /// one that is plain text otherwise; elsewhere for any number of directories, as in BuildKit.
+    fn wide(&self, elements: &[Option<Element>], k: usize, now: Vec<bool>, text: &[char]) -> Vec<bool> {
+        let last = k + 1 == self.components.len();
+        elements.iter().enumerate().fold(now, |now, (at, element)| match element {
+            Some(element) => step(&now, text, element),
+            None if last && at + 1 == elements.len() => anything(&now),
+            None if k == 0 && at == 0 && self.is_plain_behind_the_first() => anything(&now),
+            None => deep(&now, text, false),
+        })
+    }
+
+    fn is_plain_behind_the_first(&self) -> bool {
+        let is_plain = |element: &Option<Element>| matches!(element, Some(Element::Is(_)));
+        let mut components = self.components.iter();
+        let first = match components.next() {
+            Some(Component::Wide(elements)) => elements.iter().skip(1).all(is_plain),
+            _ => false,
+        };
+        first && components.all(|component| matches!(component, Component::Text(_)))
     }
 
     /// Whether some path below `parts` may fit.
@@ -279,15 +303,20 @@ fn deep(now: &[bool], text: &[char], last: bool) -> Vec<bool> {
     next
 }
 
-/// Positions after one element; none stands for `**`, which also takes slashes.
-fn step(now: &[bool], text: &[char], element: Option<&Element>) -> Vec<bool> {
+/// Positions after anything, also slashes.
+fn anything(now: &[bool]) -> Vec<bool> {
+    let first = now.iter().position(|reached| *reached).unwrap_or(now.len());
+    (0..now.len()).map(|at| at >= first).collect()
+}
+
+/// Positions after one element.
+fn step(now: &[bool], text: &[char], element: &Element) -> Vec<bool> {
     let mut next = vec![false; now.len()];
     for at in 0..now.len() {
         let before = at.checked_sub(1);
         next[at] = match element {
-            None => now[at] || before.is_some_and(|b| next[b]),
-            Some(Element::Star) => now[at] || before.is_some_and(|b| next[b] && text[b] != '/'),
-            Some(element) => before.is_some_and(|b| now[b] && element.takes(text[b])),
+            Element::Star => now[at] || before.is_some_and(|b| next[b] && text[b] != '/'),
+            element => before.is_some_and(|b| now[b] && element.takes(text[b])),
         };
     }
     next

@@ -5,7 +5,9 @@ use super::{Global, Outcome, time};
 use crate::progress::bytes;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, IsTerminal, Write};
-use xbuild_cache::{PruneFilter, UsageKind};
+use xbuild_cache::{Problem, PruneFilter, UsageKind};
+use xbuild_runner::container::clock;
+use xbuild_runner::network::Networks;
 
 /// Flags of `du`.
 #[derive(clap::Args, Debug)]
@@ -137,7 +139,12 @@ pub(crate) fn store(command: &StoreCommand, global: &Global) -> Result<Outcome> 
             Ok(Outcome::Success)
         }
         StoreCommand::Check { repair } => {
-            let problems = engine.store().check(*repair)?;
+            let mut problems = engine.store().check(*repair)?;
+            let networks = Networks::open(engine.store().root(), clock::stamp)?.check(*repair)?;
+            problems.extend(networks.into_iter().map(|path| Problem {
+                what: format!("the network in `{}` cannot be understood", path.display()),
+                repaired: *repair,
+            }));
             let mut out = std::io::stdout().lock();
             for problem in &problems {
                 writeln!(out, "{}{}", if problem.repaired { "repaired: " } else { "" }, problem.what)?;

@@ -87,6 +87,19 @@ fn what_prune_threw_away_is_freed() {
 }
 
 #[test]
+fn store_check_finds_networks_that_are_none() {
+    let Some(lab) = lab(&[]) else { return };
+    lab.xbuild(&["network", "ls"]).ok();
+    std::fs::write(lab.root().join("networks/cut.json"), "").unwrap();
+    lab.xbuild(&["network", "ls"]).exits(1).says("cut.json");
+    let found = lab.xbuild(&["store", "check"]).exits(1).out();
+    assert!(found.contains("cut.json"), "{found}");
+    lab.xbuild(&["store", "check", "--repair"]).ok();
+    check(&lab);
+    lab.xbuild(&["network", "ls"]).ok();
+}
+
+#[test]
 fn store_check_finds_and_repairs_damage() {
     let Some(lab) = lab(&[]) else { return };
     lab.write("app/Dockerfile", "FROM busybox\nRUN echo yes > /made\n");

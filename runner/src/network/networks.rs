@@ -8,7 +8,7 @@ use super::records::{Addresses, Driver, Endpoint, Exclusive, NetworkRecord, PRED
 use crate::network::error::Trying;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Networks that subnets are cut out of for those that ask for none: docker's, without 172.16.0.0/16.
@@ -55,6 +55,13 @@ impl Networks {
     /// The networks of the store at `root`. `clock` gives the time in RFC 3339.
     pub fn open(root: &Path, clock: fn() -> String) -> Result<Self, NetworkError> {
         Ok(Self { records: Records::open(root)?, clock })
+    }
+
+    /// Files of networks that cannot be understood, which keep all networks from being used. With `repair` they are removed, and
+    /// the networks with them.
+    pub fn check(&self, repair: bool) -> Result<Vec<PathBuf>, NetworkError> {
+        let _lock = self.records.lock()?;
+        self.records.broken(repair)
     }
 
     /// All networks, by name; `bridge`, `host` and `none` are among them.

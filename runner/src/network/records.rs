@@ -192,6 +192,26 @@ impl Records {
         Ok(all)
     }
 
+    /// Files of networks that are none; with `repair` they are removed.
+    pub(super) fn broken(&self, repair: bool) -> Result<Vec<PathBuf>, NetworkError> {
+        let step = || format!("read `{}`", self.directory.display());
+        let mut broken = Vec::new();
+        for entry in fs::read_dir(&self.directory).trying(step)? {
+            let path = entry.trying(step)?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let bytes = fs::read(&path).trying(|| format!("read `{}`", path.display()))?;
+            if serde_json::from_slice::<NetworkRecord>(&bytes).is_err() {
+                if repair {
+                    fs::remove_file(&path).trying(|| format!("remove `{}`", path.display()))?;
+                }
+                broken.push(path);
+            }
+        }
+        Ok(broken)
+    }
+
     /// Whether the directory is still there.
     pub(super) fn are_there(&self) -> bool {
         self.directory.exists()

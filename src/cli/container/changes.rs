@@ -102,6 +102,9 @@ pub(crate) fn import(args: &ImportArgs, global: &Global) -> Result<Outcome> {
     let engine = global.engine()?;
     let name = args.name.as_deref().map(full_name).transpose()?;
     let platform = args.platform.as_deref().map(Platform::parse).transpose()?.unwrap_or_else(Platform::host);
+    if platform.os != Platform::host().os {
+        bail!("operating system is not supported");
+    }
     let request =
         CommitRequest { name, message: args.message.clone(), author: String::new(), changes: args.change.clone() };
     let input = match args.file.as_str() {

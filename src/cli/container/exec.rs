@@ -118,7 +118,11 @@ fn request(
     for file in &args.env_file {
         own.extend(values::env_file(file)?);
     }
-    own.extend(values::environment(&args.env).into_iter().filter(|entry| entry.contains('=')));
+    own.extend(
+        values::environment(values::named(&args.env, "environment variable")?)
+            .into_iter()
+            .filter(|entry| entry.contains('=')),
+    );
     let directory = args.workdir.as_ref().unwrap_or(&config.working_dir);
     if !directory.is_empty() && !directory.starts_with('/') {
         bail!("the working directory '{directory}' is invalid, it needs to be an absolute path");

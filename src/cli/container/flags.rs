@@ -229,7 +229,7 @@ impl CreateFlags {
         Ok(CreateRequest {
             image: image.clone(),
             platform: given(&self.platform).map(Platform::parse).transpose()?,
-            name: given(&self.name).map(str::to_owned),
+            name: given(&self.name).map(|name| name.strip_prefix('/').unwrap_or(name).to_owned()),
             config: self.config(command, attached)?,
             entrypoint: self.entrypoint.as_ref().map(|own| match own.as_str() {
                 "" => Vec::new(),
@@ -257,12 +257,12 @@ impl CreateFlags {
         for file in &self.env_file {
             env.extend(values::env_file(file)?);
         }
-        env.extend(values::environment(&self.env));
+        env.extend(values::environment(values::named(&self.env, "environment variable")?));
         let mut labels = BTreeMap::new();
         for file in &self.label_file {
             labels.extend(values::lines_of(file)?.iter().map(|line| values::pair(line)));
         }
-        labels.extend(self.label.iter().map(|label| values::pair(label)));
+        labels.extend(values::named(&self.label, "label")?.iter().map(|label| values::pair(label)));
         let mut exposed_ports = BTreeMap::new();
         for port in &self.expose {
             exposed_ports.extend(values::ports(port)?.into_iter().map(|port| (port, Nothing {})));
@@ -285,6 +285,10 @@ impl CreateFlags {
             && xbuild_runner::container::signals::parse(signal).is_none()
         {
             bail!("invalid signal: {signal}");
+        }
+        let is_stream = |text: &&String| ["stdin", "stdout", "stderr"].iter().any(|own| text.eq_ignore_ascii_case(own));
+        if let Some(unknown) = self.attach.iter().find(|text| !is_stream(text)) {
+            bail!("invalid argument {unknown:?} for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR");
         }
         let wants = |stream: &str| match self.attach.is_empty() {
             true => attached && (stream != "stdin" || self.interactive),
@@ -416,14 +420,7 @@ impl CreateFlags {
         if network_mode == "host" && !port_bindings.is_empty() {
             report::plain("WARNING: Published ports are discarded when using host network mode");
         }
-        if network_mode.starts_with("container:") {
-            if !port_bindings.is_empty() || self.publish_all {
-                bail!("conflicting options: port publishing and the container type network mode");
-            }
-            if self.hostname.is_some() {
-                bail!("conflicting options: hostname and the network mode");
-            }
-        }
+        self.check_conflicts(&network_mode)?;
         if let Some(userns) = given(&self.userns).filter(|mode| *mode != "host") {
             bail!("--userns: invalid USER mode `{userns}`: only `host` is supported");
         }
@@ -476,6 +473,28 @@ impl CreateFlags {
         };
         self.limits.apply(&mut host)?;
         Ok(host)
+    }
+
+    /// Refuses flags that say something of what another container, or the host, decides.
+    fn check_conflicts(&self, network_mode: &str) -> Result<()> {
+        let of_container = [
+            (!self.publish.is_empty() || self.publish_all, "port publishing and the container type network mode"),
+            (!self.expose.is_empty(), "port exposing and the container type network mode"),
+            (given(&self.hostname).is_some(), "hostname and the network mode"),
+            (!self.dns.is_empty(), "dns and the network mode"),
+            (!self.add_host.is_empty(), "custom host-to-IP mapping and the network mode"),
+            (given(&self.mac_address).is_some(), "mac-address and the network mode"),
+        ];
+        let of_container = of_container.into_iter().filter(|_| network_mode.starts_with("container:"));
+        let on_default = matches!(network_mode, "" | "default" | "bridge");
+        if on_default && !self.network_alias.is_empty() {
+            bail!("network-scoped alias is supported only for containers in user defined networks");
+        }
+        let uts = given(&self.uts) == Some("host") && given(&self.hostname).is_some();
+        match of_container.chain([(uts, "hostname and the UTS mode")]).find(|(conflicts, _)| *conflicts) {
+            Some((_, what)) => bail!("conflicting options: {what}"),
+            None => Ok(()),
+        }
     }
 
     /// Policies are kept with the container, as docker does, so that the file may change or go.

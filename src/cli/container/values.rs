@@ -15,6 +15,14 @@ pub(crate) fn pair(text: &str) -> (String, String) {
     (key.to_owned(), value.to_owned())
 }
 
+/// Entries of the form `NAME[=VALUE]`, none without a name; `what` they are.
+pub(crate) fn named<'a>(entries: &'a [String], what: &str) -> Result<&'a [String]> {
+    match entries.iter().find(|entry| entry.is_empty() || entry.starts_with('=')) {
+        Some(entry) => bail!("invalid {what}: {entry:?} has no name"),
+        None => Ok(entries),
+    }
+}
+
 /// Variables: names alone are taken from the environment, or taken away if that has none.
 pub(crate) fn environment(entries: &[String]) -> Vec<String> {
     let one = |entry: &String| match entry.contains('=') {
