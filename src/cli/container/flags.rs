@@ -225,11 +225,15 @@ impl CreateFlags {
         if image.starts_with('-') {
             bail!("unknown flag: {image}");
         }
+        if self.name.as_deref() == Some("") {
+            // A script that has lost a name is not to get another one.
+            bail!("Invalid container name (), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed");
+        }
         let networks = self.networks()?;
         Ok(CreateRequest {
             image: image.clone(),
             platform: given(&self.platform).map(Platform::parse).transpose()?,
-            name: given(&self.name).map(|name| name.strip_prefix('/').unwrap_or(name).to_owned()),
+            name: self.name.as_deref().map(|name| name.strip_prefix('/').unwrap_or(name).to_owned()),
             config: self.config(command, attached)?,
             entrypoint: self.entrypoint.as_ref().map(|own| match own.as_str() {
                 "" => Vec::new(),
