@@ -164,7 +164,9 @@ pub(crate) fn run(args: &BuildArgs, global: &Global) -> Result<Outcome> {
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    super::write_whole(path, 0o666, |out| out.write_all(bytes).context("cannot write a file"))
+    super::write_whole(path, 0o666, |out| {
+        out.write_all(bytes).with_context(|| format!("cannot write `{}`", path.display()))
+    })
 }
 
 /// Turns flags into a request.

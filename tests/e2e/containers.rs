@@ -34,6 +34,16 @@ fn process(text: &str) -> Option<i32> {
 }
 
 #[test]
+fn logs_keep_the_order_of_both_streams() {
+    let Some(lab) = lab(&[]) else { return };
+    let script = "for i in 1 2 3; do echo o$i; sleep 0.05; echo e$i >&2; sleep 0.05; done";
+    lab.xbuild(&["run", "--name=both", "-eA=1", "-p0:80", "busybox", "sh", "-c", script]).ok();
+    let program = crate::program().to_str().unwrap();
+    let logs = lab.tool("sh", &["-c", "\"$0\" logs both 2>&1", program]).env("XBUILD_ROOT", lab.root()).ok().out();
+    assert_eq!(logs, "o1\ne1\no2\ne2\no3\ne3");
+}
+
+#[test]
 fn start_attaches_to_what_runs_already() {
     let Some(lab) = lab(&[]) else { return };
     let reads = ["run", "-di", "--name", "cat", "busybox", "sh", "-c", "read line; echo $line"];

@@ -194,13 +194,8 @@ impl Records {
 
     /// Files of networks that are none; with `repair` they are removed.
     pub(super) fn broken(&self, repair: bool) -> Result<Vec<PathBuf>, NetworkError> {
-        let step = || format!("read `{}`", self.directory.display());
         let mut broken = Vec::new();
-        for entry in fs::read_dir(&self.directory).trying(step)? {
-            let path = entry.trying(step)?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
+        for path in documents(&self.directory)? {
             let bytes = fs::read(&path).trying(|| format!("read `{}`", path.display()))?;
             if serde_json::from_slice::<NetworkRecord>(&bytes).is_err() {
                 if repair {
@@ -295,19 +290,22 @@ fn try_lock(path: &Path) -> Result<Option<File>, NetworkError> {
     }
 }
 
-/// Reads every `*.json` of a directory. A file that goes away meanwhile was removed.
-fn read_all<T: DeserializeOwned>(directory: &Path) -> Result<Vec<T>, NetworkError> {
+/// Every `*.json` of a directory, which need not be there.
+fn documents(directory: &Path) -> Result<Vec<PathBuf>, NetworkError> {
     let step = || format!("read `{}`", directory.display());
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         answer => answer.trying(step)?,
     };
+    let mut paths = entries.map(|entry| Ok(entry.trying(step)?.path())).collect::<Result<Vec<_>, NetworkError>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    Ok(paths)
+}
+
+/// Reads every `*.json` of a directory. A file that goes away meanwhile was removed.
+fn read_all<T: DeserializeOwned>(directory: &Path) -> Result<Vec<T>, NetworkError> {
     let mut all = Vec::new();
-    for entry in entries {
-        let path = entry.trying(step)?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
+    for path in documents(directory)? {
         match fs::read(&path) {
             Ok(bytes) => all.push(
                 serde_json::from_slice(&bytes)
